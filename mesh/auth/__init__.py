@@ -1,0 +1,1 @@
+"""Who may do what: peer classes, the membership snapshot they come from, rate limits."""

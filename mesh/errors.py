@@ -1,0 +1,154 @@
+"""The error tree: everything mesh raises on purpose is a MeshError.
+
+The split that matters to a caller is whose fault it was and whether trying again can help: a NetworkError may be
+retried elsewhere, a RemoteProtocolError is the peer's fault and costs it its reputation, a LocalProtocolError is a
+bug of ours, a ConfigError is for the person at the keyboard. Every message is one sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+
+class MeshError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(MeshError):
+    """A setting, flag, file or environment variable is wrong; the message names it and its allowed range."""
+
+
+class KeyFileError(ConfigError):
+    """A key file is missing, unreadable, of the wrong type, too open, or already there."""
+
+
+class NetworkError(MeshError):
+    """The network failed; another peer or another try may succeed."""
+
+
+class ListenFailed(NetworkError):
+    """A listening address could not be bound (port taken, address not ours)."""
+
+
+class DialFailed(NetworkError):
+    """A peer could not be reached at any of its addresses."""
+
+
+class StreamBroken(NetworkError):
+    """A stream or connection ended before the exchange was complete."""
+
+
+class RequestTimeout(NetworkError):
+    """A request did not finish before its deadline."""
+
+
+class ProtocolError(MeshError):
+    """Bytes or messages broke a protocol's rules."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We tried to send something the protocol does not allow: a bug of the caller."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent something the protocol does not allow: the peer's fault."""
+
+
+class RecordError(MeshError):
+    """A DHT record could not be made, kept or found."""
+
+
+class RecordRejected(RecordError):
+    """A record failed a validator; `reason` is a short stable word such as ``signature`` or ``expired``."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"record rejected ({reason}){': ' + detail if detail else ''}")
+        self.reason = reason
+        self.detail = detail
+
+
+class RecordNotFound(RecordError):
+    """No valid record under this key was found by the lookup."""
+
+
+class StoreFull(RecordError):
+    """A bounded store has no room for this record."""
+
+
+class ContentNotFound(MeshError):
+    """No reachable peer served a blob whose digest matches."""
+
+
+class RpcError(MeshError):
+    """A remote call did not return a result."""
+
+
+class RemoteFailure(RpcError):
+    """The remote method failed; `code` is stable, `retryable` says whether the same call may succeed later."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+
+
+class NotAuthorized(RpcError):
+    """The peer may not do this; `reason` is one of ``not-registered``, ``class-too-low``, ``chain-unreachable``,
+    ``rate-limited``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class ChainError(MeshError):
+    """The chain could not be asked, or said no."""
+
+
+class ChainUnavailable(ChainError):
+    """No chain RPC answered in time; retryable."""
+
+
+class WrongChain(ChainError):
+    """The URL leads to another chain than expected (genesis hash, dialect, or not a local chain)."""
+
+
+class CallRefused(ChainError):
+    """A call was refused on our side before signing: unknown or missing argument, value out of its type's range."""
+
+
+class ExtrinsicInvalid(ChainError):
+    """The node refused the extrinsic before a block (bad proof, stale nonce, cannot pay the fee)."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"extrinsic refused by the node ({code}): {message}")
+        self.code = code
+        self.reason = message
+
+
+class ExtrinsicFailed(ChainError):
+    """The extrinsic is in a block and failed there; `name` is the pallet's error name."""
+
+    def __init__(self, pallet: str, name: str, detail: str = "") -> None:
+        super().__init__(f"{pallet}.{name}{': ' + detail if detail else ''}")
+        self.pallet = pallet
+        self.name = name
+
+
+class ExtrinsicLost(ChainError):
+    """A submitted extrinsic neither reached a block before its era ended nor can any more."""
+
+
+class ConsensusError(MeshError):
+    """Evidence, proposal or attestation data is wrong or incomplete; `reason` is a short stable word."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}{': ' + detail if detail else ''}")
+        self.reason = reason
+
+
+class WorkerError(MeshError):
+    """The compute worker died, ran out of its limits, or its job raised."""
+
+
+class ModelRejected(MeshError):
+    """A model file is not safetensors, too big, of another architecture, or has other tensors than expected."""
