@@ -1,0 +1,66 @@
+# make demo   the whole loop on this machine
+# make test   checks and tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help needs install demo test check test-slow test-gpu test-npm bench freeze clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo "make install | check | test-slow | test-gpu | test-npm | bench | freeze | clean"
+
+# libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
+needs:
+	@missing=""; \
+	command -v git >/dev/null || missing="$$missing git"; \
+	command -v gcc >/dev/null || missing="$$missing gcc"; \
+	command -v $(PYTHON) >/dev/null || missing="$$missing python3"; \
+	if command -v $(PYTHON) >/dev/null; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mesh needs Python 3.11 or newer; $$($(PYTHON) --version) is too old: make PYTHON=python3.11"; exit 1; }; \
+	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	  $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || missing="$$missing python3-dev"; \
+	fi; \
+	if command -v gcc >/dev/null; then echo '#include <gmp.h>' | gcc -E - >/dev/null 2>&1 || missing="$$missing libgmp-dev"; fi; \
+	if [ -n "$$missing" ]; then echo "Missing on this machine; install with:"; echo "  sudo apt-get install -y$$missing"; exit 1; fi
+
+$(VENV)/.installed: pyproject.toml constraints.txt | needs
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[subnets,gateway,dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	@$(BIN)/mesh demo $(DEMO_ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+test-npm: install
+	$(BIN)/python -m pytest -m npm --timeout 900
+
+bench: install
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+freeze: install
+	@(echo "# What make and CI install, pinned. Regenerate: make freeze"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu//; / @ /d') > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
