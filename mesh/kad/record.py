@@ -1,9 +1,9 @@
 """Signed records: what the DHT stores.
 
-A record is (key, subkey, value, expiry, seq, owner, subnet, genesis), signed over all of them by the owner's peer key.
-Its slot is (key, owner, subkey): records of different owners never compete. Within a slot the order is (seq, expiry,
-digest), so every node that saw the same records keeps the same one. Two records of one slot and seq with different
-value digests prove that their owner equivocated.
+A record is (key, subkey, value, expiry, seq, owner, subnet, genesis), signed over all of them by the owner's
+peer key. Its slot is (key, owner, subkey): records of different owners never compete. Within a slot the order
+is (seq, expiry, digest), so every node that saw the same records keeps the same one. Two records of one slot
+and seq with different value digests prove that their owner equivocated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Record:
-    """One signed record. `expiry_ms` is unix milliseconds; an empty value with `tombstone` deletes the slot."""
+    """One signed record. `expiry_ms` is in unix milliseconds; a `tombstone` has no value and deletes."""
 
     key: bytes
     subkey: bytes
@@ -68,8 +68,8 @@ class Record:
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """sha256 of everything signed: names this record wherever records are listed. Signatures are left out, so
-        that re-signing changes nothing."""
+        """sha256 of everything signed: names this record wherever records are listed. Signatures are left
+        out, so that re-signing changes nothing."""
         return hashlib.sha256(self.signed_bytes()).digest()
 
     @property
@@ -101,16 +101,27 @@ class Record:
         """Wire form; `from_bytes` is its inverse."""
         return _packed(
             [
-                1, self.key, self.subkey, self.value, self.expiry_ms, self.seq, self.subnet_id, self.genesis,
-                self.public_key_pb, self.signature, self.tombstone,
-            ]  # fmt: skip
+                1,
+                self.key,
+                self.subkey,
+                self.value,
+                self.expiry_ms,
+                self.seq,
+                self.subnet_id,
+                self.genesis,
+                self.public_key_pb,
+                self.signature,
+                self.tombstone,
+            ]
         )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
         """Parse and bound, without checking the signature. Raises RemoteProtocolError."""
         if len(data) > MAX_RECORD_BYTES:
-            raise RemoteProtocolError(f"a record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted")
+            raise RemoteProtocolError(
+                f"a record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted"
+            )
         try:
             fields = msgpack.unpackb(data, use_list=True, strict_map_key=True)
         except (ValueError, msgpack.UnpackException) as error:

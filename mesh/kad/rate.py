@@ -1,0 +1,61 @@
+"""What one sender may ask of us: token buckets in records and bytes, bounded in senders. PURE: `now` is an
+argument."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mesh.errors import RecordRejected
+from mesh.peer import PeerID
+
+
+class RateConfig(BaseModel):
+    """Per sender. A bucket is full at first and refills evenly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    records_per_s: float = Field(default=100.0, gt=0, description="sustained records per second")
+    burst_records: float = Field(default=500.0, ge=1, description="records at once")
+    bytes_per_s: float = Field(default=1_000_000.0, gt=0, description="sustained bytes per second")
+    burst_bytes: float = Field(default=8_000_000.0, ge=1, description="bytes at once")
+    max_senders: int = Field(
+        default=1024, ge=1, description="senders remembered; the longest silent is forgotten first"
+    )
+
+
+@dataclass(slots=True)
+class _Bucket:
+    records: float
+    bytes: float
+    at: float
+
+
+class SenderRates:
+    """Token buckets by sender."""
+
+    def __init__(self, config: RateConfig) -> None:
+        self._config = config
+        self._buckets: OrderedDict[PeerID, _Bucket] = OrderedDict()
+
+    def spend(self, sender: PeerID, size: int, *, now: float) -> None:
+        """Charge one record of `size` bytes. Raises RecordRejected("rate"); a refused record costs
+        nothing."""
+        config = self._config
+        bucket = self._buckets.pop(sender, None) or _Bucket(config.burst_records, config.burst_bytes, now)
+        passed_s = max(0.0, now - bucket.at)
+        bucket.records = min(config.burst_records, bucket.records + passed_s * config.records_per_s)
+        bucket.bytes = min(config.burst_bytes, bucket.bytes + passed_s * config.bytes_per_s)
+        bucket.at = now
+        self._buckets[sender] = bucket  # last touched at the end
+        if len(self._buckets) > config.max_senders:
+            self._buckets.popitem(last=False)
+        if bucket.records < 1 or bucket.bytes < size:
+            raise RecordRejected(
+                "rate",
+                f"{sender} may send {config.records_per_s:g} records/s and {config.bytes_per_s:g} bytes/s",
+            )
+        bucket.records -= 1
+        bucket.bytes -= size

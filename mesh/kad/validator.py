@@ -1,0 +1,432 @@
+"""What may be stored: strict rules by namespace, cheapest check first, stopping at the first refusal.
+
+The order is size and rate of the sender, namespace (with subnet and genesis), expiry and epoch window,
+membership of the owner, quota and duplicate, schema, predicate, signature. Records are checked before they
+are stored, before they are returned and before they are cached; a read skips only what is about the moment of
+storing: rate, window, quota. Nothing is dropped silently: every refusal is a RecordRejected with a stable
+reason, and `explain` runs all checks for people who ask why.
+
+Whether an owner is a member is asked of the chain and may have to wait, which a pure core cannot. So a shell
+calls `check_envelope`, waits, and calls `check_content`; who has the answer at hand calls `validate`.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mesh.errors import ConfigError, LocalProtocolError, RecordRejected, RemoteProtocolError
+from mesh.identity import MAX_PUBLIC_KEY_BYTES, is_signature
+from mesh.kad.rate import RateConfig, SenderRates
+from mesh.kad.record import MAX_SIGNATURE_BYTES, MAX_VALUE_BYTES, Record, Verify, check_sizes
+from mesh.peer import PeerID
+
+CLOCK_SLACK_S: Final = 10.0
+"""How far a record may outlive its namespace's max_ttl_s: twice the 5 s by which a node's clock may be
+off."""
+
+_NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_EPOCH: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPosition:
+    """Where the best block stands in the subnet's epochs, as this node sees it."""
+
+    block: int
+    epoch: int
+    offset: int
+    """Blocks since the epoch's first block."""
+    length: int
+    """Blocks in an epoch."""
+
+
+Predicate = Callable[[Record, BlockPosition | None], None]
+"""Raises RecordRejected. What raises it with reason "window" holds for storing only, not for reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A predicate: records of `<namespace>/<epoch>` and `<namespace>/<epoch>/…` are accepted for storing only
+    from block `first` to block `last` of that epoch, counted from its first block (more than the epoch's
+    length reaches into the next), give or take `slack` blocks. A node that does not know the block
+    refuses."""
+
+    first: int
+    last: int
+    slack: int = 2
+
+    def __call__(self, record: Record, position: BlockPosition | None) -> None:
+        epoch = epoch_of(record.key)
+        if position is None:
+            raise RecordRejected("window", "this node does not know the chain's block yet")
+        offset = position.offset + (position.epoch - epoch) * position.length
+        if not self.first - self.slack <= offset <= self.last + self.slack:
+            raise RecordRejected(
+                "window",
+                f"{record.key!r} is stored from block {self.first} to {self.last} of epoch {epoch} "
+                f"(± {self.slack}); now is its block {offset}",
+            )
+
+
+def window(first: int, last: int, slack: int = 2) -> Window:
+    """The predicate that lets records in only while their epoch's window is open; see `Window`."""
+    return Window(first, last, slack)
+
+
+def epoch_of(key: bytes) -> int:
+    """The epoch in `<namespace>/<epoch>` or `<namespace>/<epoch>/…`. Raises RecordRejected("key")."""
+    part = key.split(b"/", 2)[1:2]
+    if not part or not _EPOCH.fullmatch(part[0]):
+        raise RecordRejected(
+            "key", f"{key!r} names no epoch: <namespace>/<epoch>[/…], decimal without zeros before"
+        )
+    return int(part[0])
+
+
+def namespace_of(key: bytes) -> str:
+    """The part of a key before its first slash. Raises RecordRejected("namespace")."""
+    head, slash, rest = key.partition(b"/")
+    if not slash or not rest or not head.isascii():
+        raise RecordRejected("namespace", f"key {key!r} is not <namespace>/<rest>")
+    return head.decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRule:
+    """What records of one namespace must look like."""
+
+    namespace: str
+    """The keys are `<namespace>/<rest>`; lower-case letters, digits, `.`, `_`, `-`."""
+    schema: type[BaseModel] | None = None
+    """The value is `pack_value` of this model; None: any bytes."""
+    max_value_bytes: int = MAX_VALUE_BYTES
+    max_ttl_s: float = 86_400.0
+    max_records_per_owner: int = 64
+    """Per key, over all subkeys, tombstones included."""
+    predicate: Predicate | Sequence[Predicate] | None = None
+    """Asked in order, on the record and the position; `window(...)` is one."""
+    members_only: bool = True
+    """False: anybody may own records here. Open it only where a quota bounds the harm."""
+
+    def __post_init__(self) -> None:
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise ConfigError(
+                f"namespace {self.namespace!r}: 1 to 32 of a-z 0-9 . _ - starting with a letter or digit"
+            )
+        if not 0 <= self.max_value_bytes <= MAX_VALUE_BYTES:
+            raise ConfigError(f"namespace {self.namespace}: max_value_bytes is 0 to {MAX_VALUE_BYTES}")
+        if not self.max_ttl_s > 0 or self.max_records_per_owner < 1:
+            raise ConfigError(f"namespace {self.namespace}: max_ttl_s and max_records_per_owner are positive")
+
+    @property
+    def predicates(self) -> tuple[Predicate, ...]:
+        """The predicates as a tuple."""
+        if self.predicate is None:
+            return ()
+        return (self.predicate,) if callable(self.predicate) else tuple(self.predicate)
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def pack_value(model: BaseModel) -> bytes:
+    """A model as the msgpack map of its fields, in their order. Raises LocalProtocolError for what msgpack
+    has no form for (sets, integers beyond 64 bits: send those as bytes or text)."""
+    try:
+        packed = msgpack.packb(
+            model.model_dump(mode="python", round_trip=True), use_bin_type=True, default=_plain
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"{type(model).__name__} cannot be packed: {error}") from error
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def unpack_value(model: type[Model], data: bytes) -> Model:
+    """The inverse of `pack_value`, and only of it: nothing is coerced, filled in or left out, because what
+    does not pack to the same bytes again is refused. Raises RecordRejected("schema")."""
+    try:
+        fields = msgpack.unpackb(data, use_list=True, strict_map_key=True)
+        if type(fields) is not dict or not all(type(name) is str for name in fields):
+            raise RecordRejected("schema", f"the value is no map of {model.__name__}'s fields")
+        value = model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordRejected("schema", f"{model.__name__}.{where}: {first['msg']}") from error
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise RecordRejected("schema", f"the value is not msgpack: {error}") from error
+    try:
+        again = pack_value(value)
+    except LocalProtocolError as error:
+        raise RecordRejected("schema", str(error)) from error
+    if again != data:
+        raise RecordRejected("schema", f"the value is not {model.__name__} in its canonical form")
+    return value
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, enum.Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no msgpack form")
+
+
+# --- the validator ------------------------------------------------------------------------------------------
+
+
+class Purpose(enum.Enum):
+    """What a record is checked for."""
+
+    STORE = enum.auto()
+    READ = enum.auto()
+
+
+class Held(Protocol):
+    """What a store knows about a record before it is let in."""
+
+    def check(self, record: Record, *, max_per_owner: int) -> None:
+        """Raises RecordRejected: "duplicate", "older", "quota" or "full"."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One line of `explain`: `reason` is None when the check passed."""
+
+    check: str
+    reason: str | None = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.reason is None else f"REFUSED ({self.reason}) {self.detail}"
+        return f"{self.check}: {verdict}".rstrip()
+
+
+class ValidatorConfig(BaseModel):
+    """Bounds of a RecordValidator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verified_cache: int = Field(default=4096, ge=0, description="signatures remembered as verified")
+    rate: RateConfig = Field(default=RateConfig(), description="what one sender may ask us to store")
+
+
+class RecordValidator:
+    """The rules of all namespaces of one subnet on one chain. Holds two bounded caches: sender rates and
+    signatures already verified."""
+
+    def __init__(
+        self,
+        rules: Sequence[NamespaceRule],
+        *,
+        subnet_id: int,
+        genesis: bytes,
+        config: ValidatorConfig | None = None,
+        verify: Verify = is_signature,
+    ) -> None:
+        """Raises ConfigError when two rules claim one namespace."""
+        self._rules: dict[str, NamespaceRule] = {}
+        for rule in rules:
+            if rule.namespace in self._rules:
+                raise ConfigError(f"two rules for the namespace {rule.namespace!r}: each namespace has one")
+            self._rules[rule.namespace] = rule
+        self._subnet_id = subnet_id
+        self._genesis = genesis
+        self._config = config or ValidatorConfig()
+        self._verify = verify
+        self._rates = SenderRates(self._config.rate)
+        self._verified: OrderedDict[bytes, None] = OrderedDict()
+
+    def rule(self, key: bytes) -> NamespaceRule:
+        """The rule of a key's namespace. Raises RecordRejected("namespace")."""
+        name = namespace_of(key)
+        rule = self._rules.get(name)
+        if rule is None:
+            known = ", ".join(sorted(self._rules)) or "none"
+            raise RecordRejected("namespace", f"{name!r} is not stored here; namespaces: {known}")
+        return rule
+
+    def check_envelope(
+        self,
+        record: Record,
+        *,
+        purpose: Purpose,
+        now: float,
+        position: BlockPosition | None = None,
+        sender: PeerID | None = None,
+    ) -> None:
+        """Size and rate, namespace, expiry and window: all that needs neither chain nor signature. `now` in
+        unix seconds; `sender` is who asks us to store it, None for ourselves. Raises RecordRejected."""
+        self._check_size(record)
+        if purpose is Purpose.STORE and sender is not None:
+            self._rates.spend(sender, record_bytes(record), now=now)
+        self._check_namespace(record)
+        self._check_expiry(record, now)
+        if purpose is Purpose.STORE:
+            self._check_window(record, position)
+
+    def check_content(
+        self,
+        record: Record,
+        *,
+        purpose: Purpose,
+        member: bool,
+        position: BlockPosition | None = None,
+        held: Held | None = None,
+    ) -> None:
+        """Membership, quota and duplicate, schema, predicate, signature; after `check_envelope`. Raises
+        RecordRejected."""
+        self._check_member(record, member)
+        if purpose is Purpose.STORE and held is not None:
+            held.check(record, max_per_owner=self.rule(record.key).max_records_per_owner)
+        self._check_schema(record)
+        self._check_predicate(record, position)
+        self._check_signature(record)
+
+    def validate(
+        self,
+        record: Record,
+        *,
+        purpose: Purpose,
+        now: float,
+        is_member: Callable[[PeerID], bool],
+        position: BlockPosition | None = None,
+        sender: PeerID | None = None,
+        held: Held | None = None,
+    ) -> None:
+        """All checks in their order. Raises RecordRejected at the first refusal."""
+        self.check_envelope(record, purpose=purpose, now=now, position=position, sender=sender)
+        self.check_content(
+            record, purpose=purpose, member=is_member(record.owner), position=position, held=held
+        )
+
+    def explain(
+        self,
+        record: Record,
+        *,
+        now: float,
+        member: bool,
+        position: BlockPosition | None = None,
+        held: Held | None = None,
+    ) -> tuple[Verdict, ...]:
+        """What every check says about storing the record now, in their order; charges nobody's rate."""
+
+        def quota() -> None:
+            if held is not None:
+                held.check(record, max_per_owner=self.rule(record.key).max_records_per_owner)
+
+        checks: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("size", lambda: self._check_size(record)),
+            ("namespace", lambda: self._check_namespace(record)),
+            ("expiry", lambda: self._check_expiry(record, now)),
+            ("window", lambda: self._check_window(record, position)),
+            ("membership", lambda: self._check_member(record, member)),
+            ("quota", quota),
+            ("schema", lambda: self._check_schema(record)),
+            ("predicate", lambda: self._check_predicate(record, position)),
+            ("signature", lambda: self._check_signature(record)),
+        )
+        return tuple(_verdict(name, check) for name, check in checks)
+
+    # -- one method per check --
+
+    def _check_size(self, record: Record) -> None:
+        try:
+            check_sizes(record.key, record.subkey, record.value)
+        except RemoteProtocolError as error:
+            raise RecordRejected("size", str(error)) from error
+        if len(record.public_key_pb) > MAX_PUBLIC_KEY_BYTES or len(record.signature) > MAX_SIGNATURE_BYTES:
+            raise RecordRejected("size", "its public key or signature is longer than any accepted key's")
+
+    def _check_namespace(self, record: Record) -> None:
+        rule = self.rule(record.key)
+        if record.genesis != self._genesis:
+            raise RecordRejected(
+                "genesis",
+                f"signed for the chain {record.genesis.hex()[:16]}…, this one is {self._genesis.hex()[:16]}…",
+            )
+        if record.subnet_id != self._subnet_id:
+            raise RecordRejected(
+                "subnet", f"signed for subnet {record.subnet_id}, this one is {self._subnet_id}"
+            )
+        if len(record.value) > rule.max_value_bytes:
+            raise RecordRejected(
+                "size", f"a value of {len(record.value)} bytes; {rule.namespace} takes {rule.max_value_bytes}"
+            )
+
+    def _check_expiry(self, record: Record, now: float) -> None:
+        if record.is_expired(now):
+            raise RecordRejected("expired", f"{now - record.expiry_ms / 1000:.1f} s ago")
+        rule = self.rule(record.key)
+        ttl_s = record.expiry_ms / 1000 - now
+        if ttl_s > rule.max_ttl_s + CLOCK_SLACK_S:
+            raise RecordRejected(
+                "ttl", f"would live {ttl_s:.0f} s more; {rule.namespace} takes {rule.max_ttl_s:.0f} s"
+            )
+
+    def _check_window(self, record: Record, position: BlockPosition | None) -> None:
+        for predicate in self.rule(record.key).predicates:
+            if isinstance(predicate, Window):
+                predicate(record, position)
+
+    def _check_member(self, record: Record, member: bool) -> None:
+        if not member and self.rule(record.key).members_only:
+            raise RecordRejected(
+                "not-member", f"its owner {record.owner} is no member of subnet {self._subnet_id}"
+            )
+
+    def _check_schema(self, record: Record) -> None:
+        schema = self.rule(record.key).schema
+        if schema is not None and not record.tombstone:
+            unpack_value(schema, record.value)
+
+    def _check_predicate(self, record: Record, position: BlockPosition | None) -> None:
+        if record.tombstone:  # has no value to judge
+            return
+        for predicate in self.rule(record.key).predicates:
+            if isinstance(predicate, Window):
+                continue
+            predicate(record, position)
+
+    def _check_signature(self, record: Record) -> None:
+        # The digest leaves the signature out, so the cache must not: else known content with a garbage
+        # signature would pass here and be refused wherever we pass it on.
+        name = hashlib.sha256(record.digest + record.signature).digest()
+        if name in self._verified:
+            self._verified.move_to_end(name)
+            return
+        record.check_signature(self._verify)
+        self._verified[name] = None
+        if len(self._verified) > self._config.verified_cache:
+            self._verified.popitem(last=False)
+
+
+def record_bytes(record: Record) -> int:
+    """What a record weighs in rates and stores: its parts and 64 bytes for the fixed ones."""
+    return (
+        len(record.key)
+        + len(record.subkey)
+        + len(record.value)
+        + len(record.public_key_pb)
+        + len(record.signature)
+        + 64
+    )
+
+
+def _verdict(name: str, check: Callable[[], None]) -> Verdict:
+    try:
+        check()
+    except RecordRejected as error:
+        return Verdict(name, error.reason, error.detail)
+    return Verdict(name)
