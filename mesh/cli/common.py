@@ -1,0 +1,222 @@
+"""What every command shares: errors in one sentence, clean ends on signals, the chain and key options."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import trio
+from cyclopts import App, Parameter
+from pydantic import ValidationError
+
+from mesh.config import DEFAULT_CHAIN_URL
+from mesh.errors import ConfigError, KeyFileError, MeshError
+from mesh.identity import AccountKey, load_account_key
+
+if TYPE_CHECKING:
+    from mesh.chain.substrate import SubstrateChain
+
+SECRET_VARIABLES = ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE")
+
+
+def run_app(app: App, argv: Sequence[str] | None = None) -> None:
+    """Run a command: usage errors exit 2, MeshErrors print one sentence and exit 1, `--debug` shows the traceback."""
+    die_with_parent()
+    tokens = normalized(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        load_dotenv(Path(".env"))
+        app(tokens)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BaseException as error:
+        cause = single_cause(error)
+        if debug or not isinstance(cause, MeshError | ValidationError):
+            raise
+        print(f"error: {sentence(cause)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def normalized(tokens: Sequence[str]) -> list[str]:
+    """`--host_maddrs` means `--host-maddrs`: flags may be written with underscores, values stay as they are."""
+    result = []
+    for token in tokens:
+        if token == "--":
+            return [*result, *tokens[len(result) :]]
+        name, equals, value = token.partition("=")
+        result.append(name.replace("_", "-") + equals + value if token.startswith("--") else token)
+    return result
+
+
+def single_cause(error: BaseException) -> BaseException:
+    """The first error inside nested exception groups: nurseries wrap, people want the one thing that went wrong.
+
+    MeshErrors come before others that were only cancelled by them.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        chosen, _ = error.split(MeshError)
+        error = (chosen or error).exceptions[0]
+    return error
+
+
+def sentence(error: BaseException) -> str:
+    """An error as a person reads it."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors(include_url=False, include_context=False)
+        )
+    return str(error)
+
+
+def load_dotenv(path: Path) -> None:
+    """Environment from `.env`, the real environment winning. Raises ConfigError when it holds a secret that others
+    on this machine can read."""
+    if not path.is_file():
+        return
+    from dotenv import dotenv_values, load_dotenv
+
+    holds_secret = any(dotenv_values(path).get(name) for name in SECRET_VARIABLES)
+    if holds_secret and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError(f"{path} holds a secret and others can read it: run `chmod 600 {path}`")
+    load_dotenv(path, override=False)
+
+
+def die_with_parent() -> None:
+    """End with SIGTERM when the parent dies, where the parent asked for it (MESH_PARENT_PID; Linux only)."""
+    parent = os.environ.get("MESH_PARENT_PID")
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(parent):  # it died before we could ask
+        sys.exit(1)
+
+
+def run_until_signalled(main: Callable[[], Awaitable[None]]) -> None:
+    """trio.run(main) that ends quietly, by cancellation, on SIGINT or SIGTERM."""
+
+    async def guarded() -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    async for _ in signals:
+                        nursery.cancel_scope.cancel()
+                        return
+
+                nursery.start_soon(watch)
+                await main()
+                nursery.cancel_scope.cancel()
+
+    trio.run(guarded)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ChainOptions:
+    """Which chain to talk to."""
+
+    chain_url: Annotated[tuple[str, ...], Parameter(consume_multiple=True, env_var="MESH_CHAIN_URL")] = ()
+    "Websocket URL(s) of a Substrate node; the next is tried when one fails."
+    local_rpc: Annotated[bool, Parameter(negative=())] = False
+    "Use the chain on this machine: LOCAL_RPC or ws://127.0.0.1:9944."
+    chain_timeout: float = 60.0
+    "Seconds to wait for the chain before giving up (commands only; nodes wait for ever)."
+
+    def urls(self) -> tuple[str, ...]:
+        """The URLs to use, from the flag, the environment or the default."""
+        if self.local_rpc:
+            return (os.environ.get("LOCAL_RPC", DEFAULT_CHAIN_URL),)
+        return self.chain_url or tuple(filter(None, [os.environ.get("LIVE_RPC")])) or (DEFAULT_CHAIN_URL,)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ColdkeyOptions:
+    """Which coldkey signs. Secrets on the command line are visible to others: local chains only."""
+
+    coldkey_file: Path | None = None
+    "File with the coldkey (hexadecimal or BIP39 phrase, mode 0600). Otherwise MESH_COLDKEY or PHRASE is read."
+    private_key: str | None = None
+    "Coldkey in hexadecimal; accepted on a local chain only."
+    phrase: str | None = None
+    "Coldkey as a BIP39 phrase; accepted on a local chain only."
+
+    def on_argv(self) -> bool:
+        """Whether a secret was given on the command line."""
+        return self.private_key is not None or self.phrase is not None
+
+    def key(self) -> AccountKey:
+        """The coldkey. Raises KeyFileError saying how to give one."""
+        return account_key(
+            self.coldkey_file, ("MESH_COLDKEY", "PHRASE"), self.private_key or self.phrase, name="coldkey"
+        )
+
+
+def account_key(file: Path | None, variables: Sequence[str], text: str | None, *, name: str) -> AccountKey:
+    """From argv text, a file, or the first environment variable that is set, in this order."""
+    if text is not None:
+        return AccountKey.parse(text)
+    if file is not None:
+        return load_account_key(file)
+    for variable in variables:
+        if value := os.environ.get(variable):
+            return AccountKey.parse(value)
+    raise KeyFileError(f"no {name} given: pass --{name}-file FILE or set {variables[0]}")
+
+
+@asynccontextmanager
+async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
+    """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, KeyFileError when a secret
+    was on the command line and the chain is not local."""
+    from mesh.chain.local import data_home
+    from mesh.chain.substrate import ChainConfig, SubstrateChain
+    from mesh.errors import ChainUnavailable
+
+    chain = SubstrateChain(ChainConfig(urls=options.urls()), state_dir=data_home() / "journal")
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(options.chain_timeout) as waiting:
+            await nursery.start(chain.run)
+        if waiting.cancelled_caught:
+            nursery.cancel_scope.cancel()
+            raise ChainUnavailable(
+                f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
+                "start one with `mesh-chain`, or give --chain-url"
+            )
+        if secret_on_argv and not await chain.is_local():
+            raise KeyFileError(
+                "secrets on the command line are accepted on a local chain only: use --coldkey-file or MESH_COLDKEY"
+            )
+        yield chain
+        nursery.cancel_scope.cancel()
+
+
+def planck(text: str, *, name: str) -> int:
+    """TENSOR as typed (`100.5`) in planck, exactly. Raises ConfigError."""
+    from mesh.chain.types import PLANCK_PER_TENSOR
+
+    try:
+        amount = Decimal(text) * PLANCK_PER_TENSOR
+    except InvalidOperation as error:
+        raise ConfigError(f"--{name}: {text!r} is no amount") from error
+    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value() or amount >= 2**128:
+        raise ConfigError(f"--{name}: {text!r} must be a number from 0 with at most 18 decimals")
+    return int(amount)
+
+
+def tensor(amount_planck: int) -> str:
+    """Planck as TENSOR with four decimals, for people."""
+    from mesh.chain.types import PLANCK_PER_TENSOR
+
+    return f"{Decimal(amount_planck) / PLANCK_PER_TENSOR:,.4f}"

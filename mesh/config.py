@@ -1,0 +1,57 @@
+"""What a node is told: one frozen model, filled by the command line, the environment, `.env` and a TOML file.
+
+Components keep their own limits in config models beside them; here is what the person who runs a node decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from multiaddr import Multiaddr
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mesh.errors import ConfigError, ProtocolError
+from mesh.peer import PeerInfo
+
+DEFAULT_CHAIN_URL = "ws://127.0.0.1:9944"
+
+
+class NodeConfig(BaseModel):
+    """One node's settings. Raises pydantic's ValidationError naming the field and its range."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity_path: Path = Field(description="libp2p key file of this node")
+    data_dir: Path = Field(description="where the node keeps what it must remember between runs")
+    host_maddrs: tuple[str, ...] = Field(("/ip4/127.0.0.1/tcp/0",), min_length=1, max_length=8)
+    announce_maddrs: tuple[str, ...] = Field((), max_length=8)
+    initial_peers: tuple[str, ...] = Field((), max_length=64)
+    subnet_id: int = Field(1, ge=1, lt=2**32, description="friendly (1) or real (128001) subnet id")
+    subnet_node_id: int | None = Field(None, ge=1, lt=2**32)
+    chain_urls: tuple[str, ...] = Field((DEFAULT_CHAIN_URL,), max_length=8)
+    min_stake_planck: int = Field(0, ge=0, description="stake a registered node needs to be a member for us")
+    guest_open: bool = Field(False, description="whether strangers may read the DHT and call guest methods")
+    membership_grace_s: float = Field(60.0, ge=0, le=3600)
+
+    @field_validator("host_maddrs", "announce_maddrs")
+    @classmethod
+    def _addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                Multiaddr(value)
+            except ValueError as error:
+                raise ValueError(f"{value!r} is not a multiaddr such as /ip4/0.0.0.0/tcp/31330") from error
+        return values
+
+    def bootstrap(self) -> tuple[PeerInfo, ...]:
+        """`initial_peers`, parsed. Raises ConfigError naming the one that is wrong."""
+        try:
+            return tuple(PeerInfo.parse(text) for text in self.initial_peers)
+        except ProtocolError as error:
+            raise ConfigError(f"--initial_peers: {error}") from error
+
+
+def usable_maddrs(values: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(addresses this build can use, those it leaves out): QUIC and other UDP transports are not offered."""
+    usable = tuple(v for v in values if "/udp/" not in v and "/quic" not in v)
+    return usable, tuple(v for v in values if v not in usable)

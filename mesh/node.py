@@ -1,0 +1,307 @@
+"""A node put together: one nursery that owns the network, the DHT, the chain, consensus and the subnet.
+
+This is the composition root: it alone knows which implementation stands behind each protocol. A crash in any part
+cancels all of them and the one cause comes out; shut-down is cancellation. `run_node` is a node that works in a
+subnet, `run_bootnode` one that only routes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+from pydantic import BaseModel, ConfigDict
+
+from mesh.auth.authorizer import Authorizer, Everyone, PeerClass
+from mesh.auth.membership import MembershipAuthorizer, MembershipConfig
+from mesh.chain.client import Chain
+from mesh.chain.epochs import Epochs
+from mesh.clock import Clock, SystemClock
+from mesh.config import NodeConfig
+from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
+from mesh.content import Content
+from mesh.dht import DHT, DhtConfig, Role
+from mesh.errors import ChainUnavailable, ConfigError
+from mesh.identity import AccountKey, PeerKey
+from mesh.kad.validator import BlockPosition, NamespaceRule
+from mesh.net.base import Network
+from mesh.peer import PeerID, PeerInfo
+from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
+from mesh.subnet import Settlement, Subnet, SubnetContext
+from mesh.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+MAX_UNREAD_SETTLEMENTS = 8
+"""Settled epochs a slow subnet may fall behind before it misses the oldest."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a node is made of; a test hands in simulated ones."""
+
+    identity: PeerKey
+    net: Network
+    chain: Chain | None
+    """None: no chain at all (`--no_blockchain_rpc`), everyone is a member and nothing is settled."""
+    clock: Clock = field(default_factory=SystemClock)
+    rng: random.Random = field(default_factory=lambda: random.Random(os.urandom(16)))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A running node, as `started` reports it."""
+
+    local: PeerInfo
+    subnet_id: int
+    node_id: int | None
+    genesis: bytes
+
+
+class Empty(BaseModel):
+    """No arguments."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Health(BaseModel):
+    """How a node is, for people and programs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subnet: str
+    subnet_id: int
+    epoch: int
+    block: int
+    connected: int
+    staked: bool
+    """False when the node runs without a chain and takes everyone as a member."""
+
+
+class HealthServicer(Servicer):
+    """`/mesh/health/1.0.0`: answers anyone."""
+
+    protocol = "/mesh/health/1.0.0"
+
+    def __init__(self, read: Callable[[], Health]) -> None:
+        self._read = read
+
+    @method(least=PeerClass.PUBLIC, timeout_s=5.0)
+    async def rpc_health(self, request: Empty, ctx: RpcContext) -> Health:
+        """This node's state now."""
+        return self._read()
+
+
+async def run_node(
+    config: NodeConfig,
+    parts: Parts,
+    subnet: Subnet,
+    subnet_config: Any,
+    *,
+    hotkey: AccountKey | None,
+    task_status: trio.TaskStatus[NodeInfo] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Work in a subnet until cancelled; started() once joined and ready to earn.
+
+    `hotkey` votes; without it the node works but neither proposes nor attests. Raises what its parts raise at start
+    (ListenFailed, WrongChain, ConfigError); a chain that goes away later is waited for.
+    """
+    state = config.data_dir / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    bootstrap = config.bootstrap()
+    async with trio.open_nursery() as nursery:
+        view = await _open_chain_view(nursery, config, parts, bootstrap)
+        await nursery.start(parts.net.run)
+        rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
+        await nursery.start(rpc.run)
+        rules: list[NamespaceRule] = [*subnet.rules(subnet_config)]
+        if view.epochs is not None:
+            rules += [inventory_rule(), refusal_rule()]
+        dht = _dht(config, parts, rpc, rules, view, role=Role.SERVER, state_path=state / "dht.json")
+        content = Content(config.data_dir / "content", rpc)
+        rpc.serve(content.servicer())
+        await nursery.start(dht.run, bootstrap)
+        worker = Worker(getattr(subnet, "jobs", {}))
+        await nursery.start(worker.run)
+
+        send, receive = trio.open_memory_channel[Settlement](MAX_UNREAD_SETTLEMENTS)
+        ctx = SubnetContext(
+            identity=parts.identity,
+            subnet_id=view.subnet_id,
+            genesis=view.genesis,
+            dht=dht,
+            rpc=rpc,
+            chain=view.chain,
+            epochs=view.epochs_or_local,
+            content=content,
+            worker=worker,
+            clock=parts.clock,
+            rng=random.Random(parts.rng.random()),
+            data_dir=config.data_dir,
+            settlements=receive,
+        )
+        rpc.serve(HealthServicer(lambda: _health(subnet.name, view, parts.net)))
+        for servicer in subnet.servicers(ctx, subnet_config):
+            rpc.serve(servicer)
+        await nursery.start(subnet.run, ctx, subnet_config)
+        if view.epochs is not None and hotkey is not None:
+            loop = ConsensusLoop(
+                chain=view.chain,
+                epochs=view.epochs,
+                dht=dht,
+                content=content,
+                subnet=subnet,
+                subnet_config=subnet_config,
+                identity=parts.identity,
+                hotkey=hotkey,
+                state_dir=state,
+                settlements=send,
+                receiver=receive,
+            )
+            await nursery.start(loop.run)
+        info = NodeInfo(parts.net.local, view.subnet_id, config.subnet_node_id, view.genesis)
+        log.info("node.ready", extra={"peer_id": str(info.local.peer_id), "subnet_id": info.subnet_id})
+        task_status.started(info)
+
+
+async def run_bootnode(
+    config: NodeConfig,
+    parts: Parts,
+    *,
+    task_status: trio.TaskStatus[NodeInfo] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Route for others until cancelled: a DHT node that holds no records. started() once listening."""
+    state = config.data_dir / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    bootstrap = config.bootstrap()
+    async with trio.open_nursery() as nursery:
+        view = await _open_chain_view(nursery, config, parts, bootstrap)
+        await nursery.start(parts.net.run)
+        rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
+        await nursery.start(rpc.run)
+        rpc.serve(HealthServicer(lambda: _health("bootnode", view, parts.net)))
+        dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
+        await nursery.start(dht.run, bootstrap)
+        task_status.started(NodeInfo(parts.net.local, view.subnet_id, None, view.genesis))
+
+
+@contextmanager
+def one_process_per_hotkey(hotkey: AccountKey, directory: Path) -> Iterator[None]:
+    """Hold the lock file of a hotkey: two running processes would vote twice. Raises ConfigError."""
+    import fcntl
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / f"{hotkey.account_id.hex()}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"hotkey {hotkey.address} is already used by a running node on this machine: stop that one first"
+            ) from error
+        yield
+
+
+def warn_when_open(addresses: Sequence[str]) -> None:
+    """Say aloud that a node without a chain takes strangers as members."""
+    if any("/127." not in address and "/::1/" not in address for address in addresses):
+        log.warning("running without a chain on an address others can reach: everyone is a member")
+
+
+@dataclass(frozen=True)
+class _ChainView:
+    """What the rest of the node sees of the chain, or of its absence."""
+
+    subnet_id: int
+    genesis: bytes
+    chain: Any
+    epochs: Epochs | None
+    epochs_or_local: Any
+    authorizer: Authorizer
+    is_member: Callable[[PeerID], bool]
+
+    def position(self) -> BlockPosition | None:
+        """Where the best block stands, or None while nobody knows."""
+        try:
+            position = self.epochs_or_local.position()
+            return BlockPosition(self.epochs_or_local.block().number, position.epoch, position.offset, position.length)
+        except ChainUnavailable:
+            return None
+
+
+async def _open_chain_view(
+    nursery: trio.Nursery, config: NodeConfig, parts: Parts, bootstrap: Sequence[PeerInfo]
+) -> _ChainView:
+    if parts.chain is None:
+        from mesh.chain.offline import OfflineChain
+
+        offline = OfflineChain(parts.clock)
+        await nursery.start(offline.run)
+        epochs = Epochs(offline, config.subnet_id)
+        await nursery.start(epochs.run)
+        return _ChainView(
+            config.subnet_id, offline.genesis, offline, None, epochs, Everyone(), lambda peer: True
+        )
+    chain = parts.chain
+    await nursery.start(chain.run)
+    subnet_id = await chain.resolve_subnet_id(config.subnet_id)
+    epochs = Epochs(chain, subnet_id)
+    await nursery.start(epochs.run)
+    membership = MembershipAuthorizer(
+        chain,
+        subnet_id,
+        config=MembershipConfig(
+            min_stake_planck=config.min_stake_planck,
+            grace_s=config.membership_grace_s,
+            guest_open=config.guest_open,
+        ),
+        infrastructure=tuple(info.peer_id for info in bootstrap),
+    )
+    await nursery.start(membership.run)
+    return _ChainView(subnet_id, chain.genesis, chain, epochs, epochs, membership, membership.is_member)
+
+
+def _dht(
+    config: NodeConfig,
+    parts: Parts,
+    rpc: Rpc,
+    rules: Sequence[NamespaceRule],
+    view: _ChainView,
+    *,
+    role: Role,
+    state_path: Path,
+) -> DHT:
+    return DHT(
+        rpc,
+        parts.identity,
+        rules=rules,
+        is_member=view.is_member,
+        position=view.position,
+        subnet_id=view.subnet_id,
+        genesis=view.genesis,
+        config=DhtConfig(role=role),
+        clock=parts.clock,
+        rng=random.Random(parts.rng.random()),
+        state_path=state_path,
+    )
+
+
+def _health(name: str, view: _ChainView, net: Network) -> Health:
+    position = view.position()
+    return Health(
+        subnet=name,
+        subnet_id=view.subnet_id,
+        epoch=position.epoch if position else 0,
+        block=position.block if position else 0,
+        connected=len(net.connected()),
+        staked=view.epochs is not None,
+    )
