@@ -56,7 +56,7 @@ Predicate = Callable[[Record, BlockPosition | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class StoreWindow:
     """A predicate: records of `<namespace>/<epoch>` and `<namespace>/<epoch>/…` are accepted for storing only
     from block `first` to block `last` of that epoch, counted from its first block (more than the epoch's
     length reaches into the next), give or take `slack` blocks. A node that does not know the block
@@ -79,9 +79,9 @@ class Window:
             )
 
 
-def window(first: int, last: int, slack: int = 2) -> Window:
-    """The predicate that lets records in only while their epoch's window is open; see `Window`."""
-    return Window(first, last, slack)
+def window(first: int, last: int, slack: int = 2) -> StoreWindow:
+    """The predicate that lets records in only while their epoch's window is open; see `StoreWindow`."""
+    return StoreWindow(first, last, slack)
 
 
 def epoch_of(key: bytes) -> int:
@@ -377,7 +377,7 @@ class RecordValidator:
 
     def _check_window(self, record: Record, position: BlockPosition | None) -> None:
         for predicate in self.rule(record.key).predicates:
-            if isinstance(predicate, Window):
+            if isinstance(predicate, StoreWindow):
                 predicate(record, position)
 
     def _check_member(self, record: Record, member: bool) -> None:
@@ -395,7 +395,7 @@ class RecordValidator:
         if record.tombstone:  # has no value to judge
             return
         for predicate in self.rule(record.key).predicates:
-            if isinstance(predicate, Window):
+            if isinstance(predicate, StoreWindow):
                 continue
             predicate(record, position)
 

@@ -1,0 +1,262 @@
+"""The routing table: k-buckets split along the own path, with a replacement cache and ping-before-evict.
+
+Kademlia §2.2 and §4.1. Bucket i holds peers that share exactly i leading bits with us; the last bucket holds
+all that share at least that many, and splits when it is full. A peer that is there is never displaced by a
+newcomer while it answers: the table asks its owner (by a returned `Ping`) to find out. No address group (IPv4
+/16, IPv6 /32) may hold more than its share of a bucket, so that renting one network does not buy a bucket;
+loopback is exempt.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mesh.kad.key import KEY_BITS, Key, common_prefix_length, key_of_peer, random_key_sharing
+from mesh.peer import Multiaddr, PeerID, PeerInfo
+
+
+class RoutingConfig(BaseModel):
+    """Bounds of a RoutingTable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bucket_size: int = Field(default=20, ge=1, description="k: peers per bucket")
+    replacements: int = Field(default=20, ge=0, description="peers per bucket waiting for a place")
+    max_per_ip_group: int | None = Field(
+        default=10, ge=1, description="peers of one IPv4 /16 or IPv6 /32 per bucket; none: no limit"
+    )
+    max_failures: int = Field(default=2, ge=1, description="failures in a row after which a peer is dropped")
+    quiet_s: float = Field(
+        default=30.0, ge=0, description="a peer heard of within this time is not pinged to make room"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Please find out whether this peer still answers, then call `on_seen` or `on_failure`."""
+
+    info: PeerInfo
+
+
+@dataclass(slots=True)
+class _Entry:
+    info: PeerInfo
+    key: Key
+    group: str | None
+    seen_at: float
+    failures: int = 0
+    pinging: bool = False
+
+
+@dataclass(slots=True)
+class _Bucket:
+    # Both ordered by when a peer was last heard of, longest silent first.
+    entries: OrderedDict[PeerID, _Entry] = field(default_factory=OrderedDict)
+    waiting: OrderedDict[PeerID, _Entry] = field(default_factory=OrderedDict)
+
+
+class RoutingTable:
+    """Peers near and far, of which at least one is closer to any key than we are. Not thread-safe; `now` is
+    any monotonic clock in seconds."""
+
+    def __init__(
+        self,
+        local: Key,
+        *,
+        config: RoutingConfig | None = None,
+        place: Callable[[PeerID], Key] = key_of_peer,
+        bits: int = KEY_BITS,
+    ) -> None:
+        """`place` maps a peer to its key; with `bits` = 8 tests lay tables out by hand."""
+        self._local = local
+        self._config = config or RoutingConfig()
+        self._place = place
+        self._bits = bits
+        self._buckets = [_Bucket()]
+
+    def __len__(self) -> int:
+        return sum(len(bucket.entries) for bucket in self._buckets)
+
+    def __contains__(self, peer: PeerID) -> bool:
+        return peer in self._bucket(self._place(peer)).entries
+
+    def __iter__(self) -> Iterator[PeerInfo]:
+        """All peers, farthest bucket first, longest silent first."""
+        for bucket in self._buckets:
+            for entry in bucket.entries.values():
+                yield entry.info
+
+    @property
+    def buckets(self) -> int:
+        """How many buckets there are, at least one."""
+        return len(self._buckets)
+
+    def bucket_index(self, key: Key) -> int:
+        """The bucket a key falls into."""
+        return min(common_prefix_length(self._local, key, self._bits), len(self._buckets) - 1)
+
+    def bucket_peers(self, index: int) -> tuple[PeerInfo, ...]:
+        """The peers of one bucket, longest silent first."""
+        return tuple(entry.info for entry in self._buckets[index].entries.values())
+
+    def random_key(self, index: int, *, rng: random.Random) -> Key:
+        """A random key in a bucket, to refresh it."""
+        return random_key_sharing(self._local, min(index, self._bits - 1), rng=rng, bits=self._bits)
+
+    def add(self, info: PeerInfo, *, now: float) -> Ping | None:
+        """A peer that was just heard of, directly, takes a place if there is one, else waits for one.
+
+        Returns a Ping when somebody in its bucket has been silent for long enough to be doubted.
+        """
+        key = self._place(info.peer_id)
+        if key == self._local:
+            return None
+        bucket = self._bucket(key)
+        known = bucket.entries.get(info.peer_id)
+        if known is not None:
+            self._heard(bucket, known, now)
+            if info.addrs and info.addrs != known.info.addrs:
+                group = ip_group(info.addrs)
+                # A peer may not move into a crowded group by changing its address once inside.
+                if group == known.group or self._group_has_room(bucket, group):
+                    known.info, known.group = info, group
+            return None
+        entry = _Entry(info, key, ip_group(info.addrs), now)
+        while True:
+            if not self._group_has_room(bucket, entry.group):
+                return None
+            if len(bucket.entries) < self._config.bucket_size:
+                bucket.waiting.pop(info.peer_id, None)
+                bucket.entries[info.peer_id] = entry
+                return None
+            if not self._split(bucket):
+                break
+            bucket = self._bucket(key)
+        return self._wait(bucket, entry, now)
+
+    def on_seen(self, peer: PeerID, *, now: float) -> None:
+        """The peer answered us or called us."""
+        bucket = self._bucket(self._place(peer))
+        entry = bucket.entries.get(peer)
+        if entry is not None:
+            self._heard(bucket, entry, now)
+
+    def on_failure(self, peer: PeerID) -> bool:
+        """The peer did not answer. Returns whether it lost its place: at once when somebody waits for it and
+        a ping was asked for, else after `max_failures` in a row."""
+        bucket = self._bucket(self._place(peer))
+        bucket.waiting.pop(peer, None)
+        entry = bucket.entries.get(peer)
+        if entry is None:
+            return False
+        entry.failures += 1
+        if entry.failures < self._config.max_failures and not (entry.pinging and bucket.waiting):
+            entry.pinging = False
+            return False
+        self.remove(peer)
+        return True
+
+    def remove(self, peer: PeerID) -> None:
+        """Take a peer out (it left, or is no member any more); the newest that waits moves up."""
+        bucket = self._bucket(self._place(peer))
+        bucket.waiting.pop(peer, None)
+        if bucket.entries.pop(peer, None) is None:
+            return
+        for candidate in reversed(bucket.waiting):
+            entry = bucket.waiting[candidate]
+            if self._group_has_room(bucket, entry.group):
+                del bucket.waiting[candidate]
+                bucket.entries[candidate] = entry
+                break
+
+    def closest(self, key: Key, count: int) -> list[PeerInfo]:
+        """The `count` peers we know that are closest to `key`, closest first.
+
+        Buckets are visited in the order of their distance to the key, so only a few are sorted.
+        """
+        found: list[_Entry] = []
+        for group in self._by_distance(self.bucket_index(key)):
+            entries = [entry for bucket in group for entry in bucket.entries.values()]
+            entries.sort(key=lambda entry: entry.key ^ key)
+            found.extend(entries[: count - len(found)])
+            if len(found) >= count:
+                break
+        return [entry.info for entry in found]
+
+    def _by_distance(self, index: int) -> Iterator[list[_Bucket]]:
+        """Groups of buckets such that all peers of a group are closer than any of the next one: the key's own
+        bucket shares more bits with it than any other; deeper ones all share exactly `index`; shallower ones
+        ever fewer."""
+        yield [self._buckets[index]]
+        if index + 1 < len(self._buckets):
+            yield self._buckets[index + 1 :]
+        for shallower in range(index - 1, -1, -1):
+            yield [self._buckets[shallower]]
+
+    def _bucket(self, key: Key) -> _Bucket:
+        return self._buckets[self.bucket_index(key)]
+
+    def _heard(self, bucket: _Bucket, entry: _Entry, now: float) -> None:
+        entry.seen_at = now
+        entry.failures = 0
+        entry.pinging = False
+        bucket.entries.move_to_end(entry.info.peer_id)
+
+    def _wait(self, bucket: _Bucket, entry: _Entry, now: float) -> Ping | None:
+        bucket.waiting.pop(entry.info.peer_id, None)
+        bucket.waiting[entry.info.peer_id] = entry
+        if len(bucket.waiting) > self._config.replacements:
+            bucket.waiting.popitem(last=False)
+        silent = next(iter(bucket.entries.values()))
+        if silent.pinging or now - silent.seen_at < self._config.quiet_s or not bucket.waiting:
+            return None
+        silent.pinging = True
+        return Ping(silent.info)
+
+    def _group_has_room(self, bucket: _Bucket, group: str | None) -> bool:
+        limit = self._config.max_per_ip_group
+        if group is None or limit is None:
+            return True
+        return sum(entry.group == group for entry in bucket.entries.values()) < limit
+
+    def _split(self, bucket: _Bucket) -> bool:
+        if bucket is not self._buckets[-1] or len(self._buckets) >= self._bits:
+            return False
+        depth = len(self._buckets) - 1
+        deeper = _Bucket()
+        for source, target in ((bucket.entries, deeper.entries), (bucket.waiting, deeper.waiting)):
+            for peer in [p for p, e in source.items() if self._prefix(e.key) > depth]:
+                target[peer] = source.pop(peer)
+        self._buckets.append(deeper)
+        return True
+
+    def _prefix(self, key: Key) -> int:
+        return common_prefix_length(self._local, key, self._bits)
+
+
+def ip_group(addrs: tuple[Multiaddr, ...]) -> str | None:
+    """The network the first IP address lies in: IPv4 /16, IPv6 /32. None for loopback; names (`/dns4/…`)
+    share one group, because whoever owns a zone has as many as he likes."""
+    for addr in addrs:
+        parts = str(addr).split("/", 3)
+        if len(parts) < 3:
+            continue
+        kind, value = parts[1], parts[2]
+        if kind.startswith("dns"):
+            return "dns"
+        if kind not in ("ip4", "ip6"):
+            continue
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            continue
+        if address.is_loopback:
+            return None
+        return str(ipaddress.ip_network((address, 16 if address.version == 4 else 32), strict=False))
+    return None

@@ -1,0 +1,283 @@
+"""The records a node holds: bounded in bytes and records, one per slot, the newest.
+
+Newer is greater in (seq, expiry, digest); an older record changes nothing, neither the record nor when it
+expires (hivemind's timed storage lets a rejected one take the newer one's place in the expiry heap, and so
+deletes it). Two records of one slot and seq with different values are kept as a proof against their owner.
+When there is no room, what is farthest from us leaves first, of that what expires soonest; our own records
+stay.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mesh.errors import RecordRejected
+from mesh.kad.key import Key, key_of
+from mesh.kad.record import Record, Slot, is_equivocation
+from mesh.kad.validator import record_bytes
+from mesh.peer import PeerID
+
+_OVERHEAD_BYTES = 512
+"""Python objects and index entries per record (sys.getsizeof over a store of 10,000, rounded up)."""
+
+
+class StoreConfig(BaseModel):
+    """Bounds of a RecordStore."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int = Field(default=128 * 2**20, ge=1024, description="all records together, with overhead")
+    max_records: int = Field(default=100_000, ge=1, description="records in all")
+    max_records_per_key: int = Field(default=8192, ge=1, description="slots under one key, over all owners")
+    max_owner_share: float = Field(
+        default=0.25, gt=0, le=1, description="part of max_bytes that one owner's records may take"
+    )
+    max_proofs: int = Field(default=256, ge=0, description="proofs of equivocation kept, the newest")
+
+
+class Keep(enum.Enum):
+    """Why a record is held."""
+
+    REPLICA = enum.auto()
+    """For others: may be evicted."""
+    OWN = enum.auto()
+    """Ours: stays until it expires."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Two signed records of one slot and seq: proof that their owner said two things."""
+
+    first: Record
+    second: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of the records under a key, sorted by (owner, subkey). `more`: there are others after the
+    last."""
+
+    records: tuple[Record, ...]
+    more: bool
+
+
+@dataclass(slots=True)
+class _Held:
+    record: Record
+    keep: Keep
+    size: int
+
+
+class RecordStore:
+    """Slot → newest record. `now` is in unix seconds; expired records are never returned, and leave with
+    `expire`."""
+
+    def __init__(self, local: Key, config: StoreConfig | None = None) -> None:
+        self._local = local
+        self._config = config or StoreConfig()
+        self._keys: dict[bytes, dict[tuple[PeerID, bytes], _Held]] = {}
+        self._by_distance: list[tuple[int, bytes]] = []
+        self._expiry: list[tuple[int, bytes, bytes, PeerID, bytes]] = []
+        self._owner_bytes: dict[PeerID, int] = {}
+        self._proofs: OrderedDict[Slot, Equivocation] = OrderedDict()
+        self._count = 0
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def bytes(self) -> int:
+        """What the records weigh, overhead included."""
+        return self._bytes
+
+    def held(self, slot: Slot) -> Record | None:
+        """The record of a slot, expired or not; None when there is none."""
+        held = self._keys.get(slot.key, {}).get((slot.owner, slot.subkey))
+        return None if held is None else held.record
+
+    def check(self, record: Record, *, max_per_owner: int) -> None:
+        """Whether `put` would take it, before its signature is looked at. Raises RecordRejected: "duplicate"
+        (we have it), "older", "quota", "full". A record that would prove an equivocation passes, to have its
+        signature checked, unless its slot has been proven false for that seq already."""
+        held = self.held(record.slot)
+        if held is not None:
+            if held.digest == record.digest:
+                raise RecordRejected("duplicate", "this very record is held already")
+            if record.order < held.order and not self._is_new_proof(record, held):
+                raise RecordRejected("older", f"seq {record.seq}; held is seq {held.seq}")
+        else:
+            owners = self._keys.get(record.key, {})
+            if len(owners) >= self._config.max_records_per_key:
+                raise RecordRejected("quota", f"{len(owners)} records under {record.key!r}")
+            mine = sum(owner == record.owner for owner, _ in owners)
+            if mine >= max_per_owner:
+                raise RecordRejected("quota", f"{mine} records of {record.owner} under {record.key!r}")
+        size = record_bytes(record) + _OVERHEAD_BYTES
+        replaced = 0 if held is None else record_bytes(held) + _OVERHEAD_BYTES
+        allowed = int(self._config.max_bytes * self._config.max_owner_share)
+        if self._owner_bytes.get(record.owner, 0) + size - replaced > allowed:
+            raise RecordRejected("quota", f"all records of {record.owner} here: at most {allowed} bytes")
+        if not self._has_room(size - replaced, int(held is None)) and not self._is_nearer(record):
+            raise RecordRejected("full", "no room: all records held are nearer to this node or live longer")
+
+    def put(self, record: Record, *, max_per_owner: int, keep: Keep = Keep.REPLICA) -> tuple[Record, ...]:
+        """Hold a record whose signature was checked. Returns what was evicted for it. Raises RecordRejected
+        as `check` does; then nothing has changed, but for a proof of equivocation that may have been kept."""
+        held = self.held(record.slot)
+        if held is not None and is_equivocation(held, record):
+            self._proofs.pop(record.slot, None)
+            self._proofs[record.slot] = Equivocation(held, record)
+            while len(self._proofs) > self._config.max_proofs:
+                self._proofs.popitem(last=False)
+            if record.order < held.order:
+                raise RecordRejected(
+                    "older", "same seq as another record of this slot: kept as proof against its owner"
+                )
+        if keep is Keep.REPLICA:
+            self.check(record, max_per_owner=max_per_owner)
+        elif held is not None and record.order < held.order:
+            raise RecordRejected("older", f"seq {record.seq}; held is seq {held.seq}")
+        if held is not None:
+            self._drop(record.slot)
+        self._add(record, keep)
+        evicted: list[Record] = []
+        while not self._has_room(0, 0):
+            victim = self._victim()
+            if victim is None:  # all is ours
+                break
+            self._drop(victim.slot)
+            evicted.append(victim)
+        return tuple(evicted)
+
+    def drop(self, slot: Slot) -> None:
+        """Forget the record of a slot, if there is one."""
+        if self.held(slot) is not None:
+            self._drop(slot)
+
+    def records(self, key: bytes, *, now: float) -> tuple[Record, ...]:
+        """The live records under a key, tombstones included, sorted by (owner, subkey)."""
+        owners = self._keys.get(key, {})
+        return tuple(
+            owners[place].record for place in sorted(owners) if not owners[place].record.is_expired(now)
+        )
+
+    def page(
+        self, key: bytes, *, now: float, max_bytes: int, after: tuple[PeerID, bytes] | None = None
+    ) -> Listing:
+        """As `records`, at most `max_bytes` of them but at least one, from behind `after` on."""
+        owners = self._keys.get(key, {})
+        places = sorted(place for place in owners if after is None or place > after)
+        chosen: list[Record] = []
+        used = 0
+        for place in places:
+            record = owners[place].record
+            if record.is_expired(now):
+                continue
+            used += record_bytes(record)
+            if chosen and used > max_bytes:
+                return Listing(tuple(chosen), more=True)
+            chosen.append(record)
+        return Listing(tuple(chosen), more=False)
+
+    def expire(self, now: float) -> tuple[Record, ...]:
+        """Drop and return what has expired."""
+        gone: list[Record] = []
+        while self._expiry and self._expiry[0][0] <= now * 1000:
+            _, digest, key, owner, subkey = heapq.heappop(self._expiry)
+            slot = Slot(key, owner, subkey)
+            held = self.held(slot)
+            if held is not None and held.digest == digest:  # else replaced since: that one has its own entry
+                self._drop(slot)
+                gone.append(held)
+        return tuple(gone)
+
+    def keys(self) -> tuple[bytes, ...]:
+        """All keys held, the nearest to us first."""
+        return tuple(key for _, key in self._by_distance)
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records, nearest key first, then by (owner, subkey)."""
+        for _, key in self._by_distance:
+            for place in sorted(self._keys[key]):
+                yield self._keys[key][place].record
+
+    @property
+    def proofs(self) -> tuple[Equivocation, ...]:
+        """Equivocations seen, oldest first."""
+        return tuple(self._proofs.values())
+
+    # -- inside --
+
+    def _is_new_proof(self, record: Record, held: Record) -> bool:
+        if not is_equivocation(held, record):
+            return False
+        proof = self._proofs.get(record.slot)
+        return proof is None or proof.first.seq != record.seq
+
+    def _has_room(self, more_bytes: int, more_records: int) -> bool:
+        return (
+            self._bytes + more_bytes <= self._config.max_bytes
+            and self._count + more_records <= self._config.max_records
+        )
+
+    def _is_nearer(self, record: Record) -> bool:
+        """Whether something else would be evicted rather than this record."""
+        victim = self._victim()
+        if victim is None:
+            return False
+        return self._rank(record) < self._rank(victim)
+
+    def _rank(self, record: Record) -> tuple[int, int, bytes]:
+        """Greatest leaves first: far, then soon to expire."""
+        return (key_of(record.key) ^ self._local, -record.expiry_ms, record.digest)
+
+    def _victim(self) -> Record | None:
+        for _, key in reversed(self._by_distance):
+            held = [h.record for h in self._keys[key].values() if h.keep is Keep.REPLICA]
+            if held:
+                return max(held, key=self._rank)
+        return None
+
+    def _add(self, record: Record, keep: Keep) -> None:
+        size = record_bytes(record) + _OVERHEAD_BYTES
+        owners = self._keys.get(record.key)
+        if owners is None:
+            owners = self._keys[record.key] = {}
+            insort(self._by_distance, (key_of(record.key) ^ self._local, record.key))
+        owners[record.owner, record.subkey] = _Held(record, keep, size)
+        self._count += 1
+        self._bytes += size
+        self._owner_bytes[record.owner] = self._owner_bytes.get(record.owner, 0) + size
+        heapq.heappush(
+            self._expiry, (record.expiry_ms, record.digest, record.key, record.owner, record.subkey)
+        )
+        if len(self._expiry) > 2 * self._count + 64:  # entries of replaced records: rebuild now and then
+            self._expiry = [
+                (h.record.expiry_ms, h.record.digest, h.record.key, h.record.owner, h.record.subkey)
+                for owned in self._keys.values()
+                for h in owned.values()
+            ]
+            heapq.heapify(self._expiry)
+
+    def _drop(self, slot: Slot) -> None:
+        owners = self._keys[slot.key]
+        held = owners.pop((slot.owner, slot.subkey))
+        if not owners:
+            del self._keys[slot.key]
+            entry = (key_of(slot.key) ^ self._local, slot.key)
+            del self._by_distance[bisect_left(self._by_distance, entry)]
+        self._count -= 1
+        self._bytes -= held.size
+        left = self._owner_bytes[slot.owner] - held.size
+        if left:
+            self._owner_bytes[slot.owner] = left
+        else:
+            del self._owner_bytes[slot.owner]
