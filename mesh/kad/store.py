@@ -94,7 +94,7 @@ class RecordStore:
         return self._count
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """What the records weigh, overhead included."""
         return self._bytes
 
@@ -125,8 +125,7 @@ class RecordStore:
         allowed = int(self._config.max_bytes * self._config.max_owner_share)
         if self._owner_bytes.get(record.owner, 0) + size - replaced > allowed:
             raise RecordRejected("quota", f"all records of {record.owner} here: at most {allowed} bytes")
-        if not self._has_room(size - replaced, int(held is None)) and not self._is_nearer(record):
-            raise RecordRejected("full", "no room: all records held are nearer to this node or live longer")
+        self._make_room(record, Keep.REPLICA)
 
     def put(self, record: Record, *, max_per_owner: int, keep: Keep = Keep.REPLICA) -> tuple[Record, ...]:
         """Hold a record whose signature was checked. Returns what was evicted for it. Raises RecordRejected
@@ -145,17 +144,13 @@ class RecordStore:
             self.check(record, max_per_owner=max_per_owner)
         elif held is not None and record.order < held.order:
             raise RecordRejected("older", f"seq {record.seq}; held is seq {held.seq}")
+        evicted = self._make_room(record, keep)
+        for victim in evicted:
+            self._drop(victim.slot)
         if held is not None:
             self._drop(record.slot)
         self._add(record, keep)
-        evicted: list[Record] = []
-        while not self._has_room(0, 0):
-            victim = self._victim()
-            if victim is None:  # all is ours
-                break
-            self._drop(victim.slot)
-            evicted.append(victim)
-        return tuple(evicted)
+        return evicted
 
     def drop(self, slot: Slot) -> None:
         """Forget the record of a slot, if there is one."""
@@ -222,29 +217,40 @@ class RecordStore:
         proof = self._proofs.get(record.slot)
         return proof is None or proof.first.seq != record.seq
 
-    def _has_room(self, more_bytes: int, more_records: int) -> bool:
-        return (
-            self._bytes + more_bytes <= self._config.max_bytes
-            and self._count + more_records <= self._config.max_records
+    def _make_room(self, record: Record, keep: Keep) -> tuple[Record, ...]:
+        """What has to leave for a record; nothing has left yet. Raises RecordRejected("full") when that would
+        be something with more right to stay."""
+        held = self.held(record.slot)
+        too_many = self._count + int(held is None) - self._config.max_records
+        too_much = self._bytes + record_bytes(record) + _OVERHEAD_BYTES - self._config.max_bytes
+        if held is not None:
+            too_much -= record_bytes(held) + _OVERHEAD_BYTES
+        victims: list[Record] = []
+        if too_many <= 0 and too_much <= 0:
+            return ()
+        for victim in self._by_rank():
+            if victim.slot == record.slot:
+                continue
+            if keep is Keep.REPLICA and self._rank(record) >= self._rank(victim):
+                break
+            victims.append(victim)
+            too_many -= 1
+            too_much -= record_bytes(victim) + _OVERHEAD_BYTES
+            if too_many <= 0 and too_much <= 0:
+                return tuple(victims)
+        raise RecordRejected(
+            "full", "no room: what is held is nearer to this node, lives longer, or is its own"
         )
-
-    def _is_nearer(self, record: Record) -> bool:
-        """Whether something else would be evicted rather than this record."""
-        victim = self._victim()
-        if victim is None:
-            return False
-        return self._rank(record) < self._rank(victim)
 
     def _rank(self, record: Record) -> tuple[int, int, bytes]:
         """Greatest leaves first: far, then soon to expire."""
         return (key_of(record.key) ^ self._local, -record.expiry_ms, record.digest)
 
-    def _victim(self) -> Record | None:
+    def _by_rank(self) -> Iterator[Record]:
+        """Replicas, the first to leave first."""
         for _, key in reversed(self._by_distance):
             held = [h.record for h in self._keys[key].values() if h.keep is Keep.REPLICA]
-            if held:
-                return max(held, key=self._rank)
-        return None
+            yield from sorted(held, key=self._rank, reverse=True)
 
     def _add(self, record: Record, keep: Keep) -> None:
         size = record_bytes(record) + _OVERHEAD_BYTES
