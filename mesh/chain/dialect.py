@@ -1,0 +1,373 @@
+"""The two versions of the network pallet behind one interface. PURE.
+
+Both call themselves spec version 1, so the metadata decides: a runtime with the call `register_validator` speaks
+"validator ids" (S, the newer source), one without it "coldkey and hotkey" (W, the deployed runtime, against which
+everything here is checked with recorded data). Of S nothing recorded exists: its calls follow the published names, and
+what its storage lacks is refused by name instead of guessed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from mesh.chain.types import NodeClass, Score, SubnetInfo, SubnetNode, SubnetState, Submission
+from mesh.errors import CallRefused, ChainError, RemoteProtocolError, WrongChain
+from mesh.peer import Multiaddr, PeerID, PeerInfo
+
+log = logging.getLogger(__name__)
+
+PALLET: Final = "Network"
+_ACCOUNT_BYTES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of the network pallet with its arguments by name."""
+
+    name: str
+    args: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One storage entry of the network pallet."""
+
+    item: str
+    keys: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRegistration:
+    """What a node's registration says, in either dialect. Amounts in planck, the rate of 1e18."""
+
+    subnet_id: int
+    hotkey: bytes
+    peer_id: PeerID
+    stake_planck: int
+    max_burn_planck: int
+    bootnode_peer_id: PeerID | None = None
+    client_peer_id: PeerID | None = None
+    delegate_reward_rate: int = 0
+    unique: bytes | None = None
+    non_unique: bytes | None = None
+    validator_id: int | None = None
+    """Needed by S only."""
+
+
+class Dialect(Protocol):
+    """What differs between the two pallets."""
+
+    name: str
+    needs_node_id: bool
+    """Whether propose and attest name the node."""
+
+    def propose(self, subnet_id: int, node_id: int | None, scores: Sequence[Score], args: bytes) -> Call:
+        """`propose_attestation`; scores ascending by node id."""
+        ...
+
+    def attest(self, subnet_id: int, node_id: int | None) -> Call:
+        """`attest`."""
+        ...
+
+    def register_node(self, node: NodeRegistration) -> Call:
+        """`register_subnet_node`."""
+        ...
+
+    def add_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
+        """Stake of the node's own."""
+        ...
+
+    def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
+        """Unbond stake of the node's own."""
+        ...
+
+    def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
+        """Delegate to a subnet's pool."""
+        ...
+
+    def remove_delegate_stake(self, subnet_id: int, shares: int) -> Call:
+        """Unbond shares of a subnet's pool."""
+        ...
+
+    def node_maps(self) -> tuple[str, ...]:
+        """Storage maps keyed (subnet id, node id) that hold the nodes."""
+        ...
+
+    def node_reads(self, subnet_id: int, node: Mapping[str, object]) -> tuple[Read, ...]:
+        """What else must be read to know a node; the values go to `node` in this order."""
+        ...
+
+    def node(self, node: Mapping[str, object], values: Sequence[object]) -> SubnetNode | None:
+        """The node, or None (with a log line) when its peer id on chain is malformed."""
+        ...
+
+
+class HotkeyDialect:
+    """W: a node is known by its hotkey, which a coldkey owns."""
+
+    name = "coldkey/hotkey"
+    needs_node_id = False
+
+    def propose(self, subnet_id: int, node_id: int | None, scores: Sequence[Score], args: bytes) -> Call:
+        return Call("propose_attestation", _proposal(subnet_id, scores, args))
+
+    def attest(self, subnet_id: int, node_id: int | None) -> Call:
+        return Call("attest", {"subnet_id": subnet_id, "attest_data": None})
+
+    def register_node(self, node: NodeRegistration) -> Call:
+        return Call(
+            "register_subnet_node",
+            {
+                **_registration(node),
+                "delegate_reward_rate": node.delegate_reward_rate,
+                "delegate_account": None,
+            },
+        )
+
+    def add_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
+        args = {"subnet_id": subnet_id, "subnet_node_id": node_id, "hotkey": hotkey}
+        return Call("add_stake", {**args, "stake_to_be_added": amount_planck})
+
+    def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
+        return Call(
+            "remove_stake", {"subnet_id": subnet_id, "hotkey": hotkey, "stake_to_be_removed": amount_planck}
+        )
+
+    def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
+        return Call("add_to_delegate_stake", {"subnet_id": subnet_id, "stake_to_be_added": amount_planck})
+
+    def remove_delegate_stake(self, subnet_id: int, shares: int) -> Call:
+        return Call("remove_delegate_stake", {"subnet_id": subnet_id, "shares_to_be_removed": shares})
+
+    def node_maps(self) -> tuple[str, ...]:
+        return ("SubnetNodesData", "RegisteredSubnetNodesData")
+
+    def node_reads(self, subnet_id: int, node: Mapping[str, object]) -> tuple[Read, ...]:
+        hotkey = account(node, "hotkey")
+        return (
+            Read("HotkeyOwner", (hotkey,)),
+            Read("AccountSubnetStake", (hotkey, subnet_id)),
+            Read("SubnetNodeReputation", (subnet_id, integer(node, "id"))),
+        )
+
+    def node(self, node: Mapping[str, object], values: Sequence[object]) -> SubnetNode | None:
+        coldkey, stake, reputation = values
+        return _node(node, coldkey, account(node, "hotkey"), stake, reputation)
+
+
+class ValidatorDialect:
+    """S: a node belongs to a validator id, which has a coldkey and a hotkey."""
+
+    name = "validator ids"
+    needs_node_id = True
+
+    def propose(self, subnet_id: int, node_id: int | None, scores: Sequence[Score], args: bytes) -> Call:
+        return Call(
+            "propose_attestation",
+            {**_proposal(subnet_id, scores, args), "subnet_node_id": _required(node_id, "node id")},
+        )
+
+    def attest(self, subnet_id: int, node_id: int | None) -> Call:
+        args = {"subnet_id": subnet_id, "subnet_node_id": _required(node_id, "node id")}
+        return Call("attest", {**args, "data": None})
+
+    def register_node(self, node: NodeRegistration) -> Call:
+        args = {"validator_id": _required(node.validator_id, "validator id")}
+        return Call("register_subnet_node", {**args, **_registration(node)})
+
+    def add_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
+        args = {"subnet_id": subnet_id, "subnet_node_id": node_id}
+        return Call("add_node_stake", {**args, "stake_to_be_added": amount_planck})
+
+    def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
+        args = {"subnet_id": subnet_id, "subnet_node_id": node_id}
+        return Call("remove_node_stake", {**args, "stake_to_be_removed": amount_planck})
+
+    def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
+        return Call("add_delegate_stake", {"subnet_id": subnet_id, "stake_to_be_added": amount_planck})
+
+    def remove_delegate_stake(self, subnet_id: int, shares: int) -> Call:
+        return Call("remove_delegate_stake", {"subnet_id": subnet_id, "shares_to_be_removed": shares})
+
+    def node_maps(self) -> tuple[str, ...]:
+        return ("SubnetNodesData",)
+
+    def node_reads(self, subnet_id: int, node: Mapping[str, object]) -> tuple[Read, ...]:
+        node_id = integer(node, "id")
+        return (
+            Read("ValidatorsData", (integer(node, "validator_id"),)),
+            # the order of these keys is not recorded; subnet ids begin at 128001, so the wrong one holds nothing
+            Read("NodeSubnetStake", (subnet_id, node_id)),
+            Read("NodeSubnetStake", (node_id, subnet_id)),
+            Read("SubnetNodeReputation", (subnet_id, node_id)),
+        )
+
+    def node(self, node: Mapping[str, object], values: Sequence[object]) -> SubnetNode | None:
+        validator, one, other, reputation = values
+        if not isinstance(validator, Mapping):
+            raise ChainError(f"node {node.get('id')} belongs to a validator the chain does not have")
+        stake = max(s for s in (one, other) if isinstance(s, int))
+        return _node(node, account(validator, "coldkey"), account(validator, "hotkey"), stake, reputation)
+
+
+def choose(calls: Mapping[str, object]) -> Dialect:
+    """The dialect of a runtime whose network pallet has these calls. Raises WrongChain when it is neither."""
+    if "propose_attestation" not in calls or "attest" not in calls:
+        raise WrongChain("the chain has no network pallet with propose_attestation and attest")
+    return ValidatorDialect() if "register_validator" in calls else HotkeyDialect()
+
+
+# --- values both dialects share -------------------------------------------------------------------------------
+
+
+def subnet_info(
+    data: Mapping[str, object], *, slot: object, owner: object, min_stake: object, max_stake: object
+) -> SubnetInfo:
+    """From `SubnetsData` and the items beside it. Raises ChainError when a field is missing."""
+    name = data.get("name")
+    return SubnetInfo(
+        subnet_id=integer(data, "id"),
+        friendly_id=integer(data, "friendly_id"),
+        name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
+        state=SubnetState[str(data.get("state")).upper()],
+        start_epoch=integer(data, "start_epoch"),
+        slot=slot if isinstance(slot, int) else None,
+        owner=owner if isinstance(owner, bytes) else bytes(_ACCOUNT_BYTES),
+        min_stake_planck=min_stake if isinstance(min_stake, int) else 0,
+        max_stake_planck=max_stake if isinstance(max_stake, int) else 0,
+    )
+
+
+def submission(data: Mapping[str, object]) -> Submission:
+    """From `ConsensusData` (its `validator_id` is the proposer's node id in both dialects)."""
+    scores, attests, args = data.get("data"), data.get("attests"), data.get("args")
+    if not isinstance(scores, list) or not isinstance(attests, Mapping):
+        raise ChainError("the chain's ConsensusData has no data or attests")
+    return Submission(
+        proposer_node_id=integer(data, "validator_id"),
+        block=integer(data, "block"),
+        scores=tuple(Score(integer(s, "subnet_node_id"), integer(s, "score")) for s in scores),
+        args=args if isinstance(args, bytes) else None,
+        attests=tuple(sorted(int(node_id) for node_id in attests)),
+    )
+
+
+def bootnodes(data: Mapping[bytes, object]) -> tuple[PeerInfo, ...]:
+    """From `SubnetBootnodes`: peer id → binary multiaddr. Malformed entries are left out with a log line."""
+    found: dict[PeerID, list[Multiaddr]] = {}
+    for raw, address in data.items():
+        try:
+            peer = parse_peer_id(raw)
+            if not isinstance(address, bytes):
+                raise RemoteProtocolError("its address is no bytes")
+            head, _, tail = str(Multiaddr(address)).partition("/p2p/")
+            if tail and tail != str(peer):
+                raise RemoteProtocolError(f"its address names the peer {tail}")
+            found.setdefault(peer, []).extend([Multiaddr(head)] if head else [])
+        except (RemoteProtocolError, ValueError, LookupError) as error:
+            log.warning("bootnode %s on chain is left out: %s", raw[:64], error)
+    return tuple(PeerInfo(peer, tuple(found[peer])) for peer in sorted(found))
+
+
+def parse_peer_id(raw: bytes) -> PeerID:
+    """The chain's OpaquePeerId: ASCII base58 text, or the raw multihash some tools write. Raises RemoteProtocolError."""
+    try:
+        return PeerID.parse(raw.decode("ascii"))
+    except (UnicodeDecodeError, RemoteProtocolError):
+        return PeerID(raw)
+
+
+def peer_id_bytes(peer: PeerID) -> bytes:
+    """What goes on chain: the base58 text (a raw multihash is refused there as InvalidPeerId)."""
+    return str(peer).encode("ascii")
+
+
+def integer(data: Mapping[str, object], name: str) -> int:
+    """A field that must be an integer. Raises ChainError."""
+    value = data.get(name)
+    if not isinstance(value, int):
+        raise ChainError(f"the chain's struct has no integer {name!r}; it has {', '.join(map(str, data))}")
+    return value
+
+
+def account(data: Mapping[str, object], name: str) -> bytes:
+    """A field that must be an account. Raises ChainError."""
+    value = data.get(name)
+    if not isinstance(value, bytes) or len(value) != _ACCOUNT_BYTES:
+        raise ChainError(f"the chain's struct has no account {name!r}; it has {', '.join(map(str, data))}")
+    return value
+
+
+def _required(value: int | None, what: str) -> int:
+    if value is None:
+        raise CallRefused(f"this chain's pallet works with validator ids: a {what} is needed")
+    return value
+
+
+def _proposal(subnet_id: int, scores: Sequence[Score], args: bytes) -> dict[str, object]:
+    ordered = sorted(scores, key=lambda score: score.node_id)
+    return {
+        "subnet_id": subnet_id,
+        "data": [{"subnet_node_id": s.node_id, "score": s.score} for s in ordered],
+        "prioritize_queue_node_id": None,
+        "remove_queue_node_id": None,
+        "args": args,
+        "attest_data": None,
+    }
+
+
+def _registration(node: NodeRegistration) -> dict[str, object]:
+    return {
+        "subnet_id": node.subnet_id,
+        "hotkey": node.hotkey,
+        "peer_info": _peer_info(node.peer_id),
+        "bootnode_peer_info": _peer_info(node.bootnode_peer_id),
+        "client_peer_info": _peer_info(node.client_peer_id),
+        "stake_to_be_added": node.stake_planck,
+        "unique": node.unique,
+        "non_unique": node.non_unique,
+        "max_burn_amount": node.max_burn_planck,
+    }
+
+
+def _peer_info(peer: PeerID | None) -> dict[str, object] | None:
+    return None if peer is None else {"peer_id": peer_id_bytes(peer), "multiaddr": None}
+
+
+def _node(
+    node: Mapping[str, object], coldkey: object, hotkey: bytes, stake: object, reputation: object
+) -> SubnetNode | None:
+    node_id = integer(node, "id")
+    peer = _peer_of(node, "peer_info", node_id)
+    if peer is None:
+        return None
+    classification = node.get("classification")
+    if not isinstance(classification, Mapping) or not isinstance(coldkey, bytes):
+        raise ChainError(f"the chain's node {node_id} has no classification or no coldkey")
+    return SubnetNode(
+        node_id=node_id,
+        coldkey=coldkey,
+        hotkey=hotkey,
+        peer_id=peer,
+        bootnode_peer_id=_peer_of(node, "bootnode_peer_info", node_id),
+        client_peer_id=_peer_of(node, "client_peer_info", node_id),
+        node_class=NodeClass[str(classification.get("node_class")).upper()],
+        start_epoch=integer(classification, "start_epoch"),
+        stake_planck=stake if isinstance(stake, int) else 0,
+        reputation=reputation if isinstance(reputation, int) else 0,
+    )
+
+
+def _peer_of(node: Mapping[str, object], name: str, node_id: int) -> PeerID | None:
+    info = node.get(name)
+    if not isinstance(info, Mapping):
+        return None
+    raw = info.get("peer_id")
+    try:
+        return parse_peer_id(raw if isinstance(raw, bytes) else b"")
+    except RemoteProtocolError as error:
+        log.warning("%s of node %d on chain is left out: %s", name, node_id, error)
+        return None

@@ -1,0 +1,221 @@
+"""The write-ahead journal of signed extrinsics: what makes a submission happen exactly once.
+
+An entry {nonce, signed bytes, era, account, call, purpose} is on disk before its bytes leave. After a crash only these
+identical bytes are sent again; as chain and nonce allow one of them at most, nothing happens twice. An entry is dead
+when its era has ended and it is in no block of it: then, and only then, a new extrinsic may carry the same intent.
+
+One file per chain and account, a line of JSON per step, each with a checksum, flushed with fsync. A torn last line is a
+crash while writing, before anything was sent, and is dropped; any other damage is refused, because sending what a
+damaged journal forgot could do a thing twice.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from mesh.errors import ChainError
+
+log = logging.getLogger(__name__)
+
+MAX_JOURNAL_BYTES: Final = 256 * 1024
+"""Beyond this a file is rewritten with what still matters."""
+KEPT_DONE: Final = 64
+"""Finished entries kept when a file is rewritten."""
+MAX_EXTRINSIC_BYTES: Final = 1 << 20
+_CHECK_CHARS: Final = 16
+
+
+class JournalDamaged(ChainError):
+    """A journal file is not what was written; the message says which file and line, and what to do."""
+
+
+class Fate(enum.StrEnum):
+    """How an entry ended."""
+
+    INCLUDED = "included"
+    """In a block, successful there or not."""
+    REFUSED = "refused"
+    """The node did not take it into its pool."""
+    DEAD = "dead"
+    """Its era ended without it."""
+
+
+class Delivery(enum.StrEnum):
+    """Whether a caller learned the fate. One found by a later start waits for the same call to be made again."""
+
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One signed extrinsic. `era_end` is the first block that cannot contain it."""
+
+    nonce: int
+    extrinsic: bytes
+    extrinsic_hash: bytes
+    era_birth: int
+    era_end: int
+    account: bytes
+    call: str
+    purpose: bytes
+    """Digest of the call's bytes: the same call with the same arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished entry. `block` is the number of the block that has it, -1 without one."""
+
+    entry: Entry
+    fate: Fate
+    delivery: Delivery
+    block: int
+
+
+class Journal:
+    """The journal of one account on one chain. Not for two processes at once (one process per hotkey)."""
+
+    def __init__(self, directory: Path, *, genesis: bytes, account: bytes) -> None:
+        self.path = directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
+        self._account = account
+        self._pending: dict[bytes, Entry] = {}
+        self._done: dict[bytes, Done] = {}
+        self._load()
+
+    @property
+    def pending(self) -> tuple[Entry, ...]:
+        """Entries without a fate, by nonce."""
+        return tuple(sorted(self._pending.values(), key=lambda entry: entry.nonce))
+
+    @property
+    def done(self) -> tuple[Done, ...]:
+        """Finished entries still remembered, oldest first."""
+        return tuple(self._done.values())
+
+    def open(self, entry: Entry) -> None:
+        """Write an entry; on return it is on disk and its bytes may be sent."""
+        self._append(_entry_line(entry))
+        self._pending[entry.extrinsic_hash] = entry
+
+    def close(self, entry: Entry, fate: Fate, *, delivery: Delivery, block: int = -1) -> None:
+        """Write an entry's fate."""
+        done = Done(entry, fate, delivery, block)
+        self._append(_done_line(done))
+        self._pending.pop(entry.extrinsic_hash, None)
+        self._done[entry.extrinsic_hash] = done
+        if self.path.stat().st_size > MAX_JOURNAL_BYTES:
+            self._rewrite()
+
+    def claim(self, purpose: bytes, *, head: int) -> Done | None:
+        """The fate nobody has heard yet of the same call, made again while the entry's era lasts; then delivered."""
+        for done in self._done.values():
+            if (
+                done.entry.purpose == purpose
+                and done.delivery is Delivery.WAITING
+                and done.fate is Fate.INCLUDED
+                and head < done.entry.era_end
+            ):
+                self.close(done.entry, done.fate, delivery=Delivery.DELIVERED, block=done.block)
+                return done
+        return None
+
+    def _append(self, line: str) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(handle, _sealed(line))
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise ChainError(f"cannot write the journal {self.path}: {error.strerror}; nothing was sent") from error
+
+    def _rewrite(self) -> None:
+        kept = list(self._done.values())[-KEPT_DONE:]
+        self._done = {done.entry.extrinsic_hash: done for done in kept}
+        lines = [line for done in kept for line in (_entry_line(done.entry), _done_line(done))]
+        lines += [_entry_line(entry) for entry in self.pending]
+        temporary = self.path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(b"".join(_sealed(line) for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def _load(self) -> None:
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        *lines, torn = raw.split(b"\n")
+        if torn:
+            log.warning("journal %s: a torn last line is dropped; it was never sent", self.path)
+            with self.path.open("r+b") as file:
+                file.truncate(len(raw) - len(torn))
+        for number, line in enumerate(lines, 1):
+            try:
+                self._replay(_unsealed(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise JournalDamaged(
+                    f"{self.path} line {number} is damaged ({error}): nothing is signed for this account until the "
+                    "file is restored, or removed after 64 blocks without this account"
+                ) from error
+
+    def _replay(self, step: dict[str, object]) -> None:
+        digest = bytes.fromhex(str(step["extrinsic_hash"]))
+        if step["step"] == "open":
+            entry = Entry(
+                nonce=int(str(step["nonce"])),
+                extrinsic=bytes.fromhex(str(step["extrinsic"])),
+                extrinsic_hash=digest,
+                era_birth=int(str(step["era_birth"])),
+                era_end=int(str(step["era_end"])),
+                account=bytes.fromhex(str(step["account"])),
+                call=str(step["call"]),
+                purpose=bytes.fromhex(str(step["purpose"])),
+            )
+            if hashlib.blake2b(entry.extrinsic, digest_size=32).digest() != digest:
+                raise ValueError("the extrinsic is not the one that was signed")
+            if entry.account != self._account:
+                raise ValueError("the entry is another account's")
+            self._pending[digest] = entry
+            return
+        entry_or_done = self._pending.pop(digest, None) or self._done[digest].entry
+        fate, delivery = Fate(str(step["fate"])), Delivery(str(step["delivery"]))
+        self._done[digest] = Done(entry_or_done, fate, delivery, int(str(step["block"])))
+
+
+def _entry_line(entry: Entry) -> str:
+    fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in asdict(entry).items()}
+    return json.dumps({"step": "open", **fields})
+
+
+def _done_line(done: Done) -> str:
+    step = {"step": "close", "extrinsic_hash": done.entry.extrinsic_hash.hex(), "block": done.block}
+    return json.dumps({**step, "fate": done.fate.value, "delivery": done.delivery.value})
+
+
+def _check(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:_CHECK_CHARS].encode()
+
+
+def _sealed(line: str) -> bytes:
+    return _check(line.encode()) + b" " + line.encode() + b"\n"
+
+
+def _unsealed(line: bytes) -> dict[str, object]:
+    check, _, text = line.partition(b" ")
+    if check != _check(text):
+        raise ValueError("its checksum is wrong")
+    step = json.loads(text)
+    if not isinstance(step, dict):
+        raise ValueError("it is no object")
+    return step
