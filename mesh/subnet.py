@@ -101,7 +101,11 @@ class Subnet(Protocol):
         ...
 
     async def run(
-        self, ctx: SubnetContext, config: Any, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        ctx: SubnetContext,
+        config: Any,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Its work, until cancelled; started() when ready to earn."""
         ...

@@ -19,9 +19,9 @@ from mesh.chain.types import (
     Receipt,
     Score,
     Snapshot,
+    Submission,
     SubnetInfo,
     SubnetState,
-    Submission,
 )
 from mesh.clock import Clock
 from mesh.errors import ChainError

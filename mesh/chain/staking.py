@@ -122,9 +122,7 @@ async def activate_subnet(chain: Chain, owner: AccountKey, *, subnet_id: int) ->
 async def add_delegate_stake(chain: Chain, account: AccountKey, *, subnet_id: int, amount_planck: int) -> Receipt:
     """Delegate stake to a subnet."""
     real = await chain.resolve_subnet_id(subnet_id)
-    return await chain.submit(
-        "add_to_delegate_stake", {"subnet_id": real, "stake_to_be_added": amount_planck}, account
-    )
+    return await chain.submit("add_to_delegate_stake", {"subnet_id": real, "stake_to_be_added": amount_planck}, account)
 
 
 async def transfer(chain: Chain, account: AccountKey, *, to: bytes, amount_planck: int) -> Receipt:

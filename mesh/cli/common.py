@@ -127,9 +127,9 @@ def run_until_signalled(main: Callable[[], Awaitable[None]]) -> None:
 class ChainOptions:
     """Which chain to talk to."""
 
-    chain_url: Annotated[tuple[str, ...], Parameter(consume_multiple=True, env_var="MESH_CHAIN_URL")] = ()
+    chain_url: Annotated[tuple[str, ...], Parameter(env_var="MESH_CHAIN_URL")] = ()
     "Websocket URL(s) of a Substrate node; the next is tried when one fails."
-    local_rpc: Annotated[bool, Parameter(negative=())] = False
+    local_rpc: bool = False
     "Use the chain on this machine: LOCAL_RPC or ws://127.0.0.1:9944."
     chain_timeout: float = 60.0
     "Seconds to wait for the chain before giving up (commands only; nodes wait for ever)."
@@ -180,8 +180,9 @@ def account_key(file: Path | None, variables: Sequence[str], text: str | None, *
 async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
     """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, KeyFileError when a secret
     was on the command line and the chain is not local."""
-    from mesh.chain.local import data_home
     from mesh.chain.substrate import ChainConfig, SubstrateChain
+
+    from mesh.chain.local import data_home
     from mesh.errors import ChainUnavailable
 
     chain = SubstrateChain(ChainConfig(urls=options.urls()), state_dir=data_home() / "journal")

@@ -42,17 +42,16 @@ def keygen(
     `keygen --keys-dir node1` makes all but the coldkey in one folder, which `register-node --keys-dir node1` reads.
     Files get mode 0600 and are never replaced without --force. Secrets are not printed.
 
-    Parameters
-    ----------
-    keys_dir: Folder for peer.key, bootnode.key, client.key and hotkey.account.
-    path: File of the peer key.
-    bootstrap_path: File of the bootnode key.
-    client_path: File of the client key.
-    hotkey_path: File of a new hotkey.
-    coldkey_path: File of a new coldkey.
-    key_type: Type of the network identities.
-    force: Replace files that are there.
-    json: Print one JSON object.
+    Args:
+        keys_dir: Folder for peer.key, bootnode.key, client.key and hotkey.account.
+        path: File of the peer key.
+        bootstrap_path: File of the bootnode key.
+        client_path: File of the client key.
+        hotkey_path: File of a new hotkey.
+        coldkey_path: File of a new coldkey.
+        key_type: Type of the network identities.
+        force: Replace files that are there.
+        json: Print one JSON object.
     """
     peer_paths = {"peer": path, "bootnode": bootstrap_path, "client": client_path}
     if keys_dir is not None:
@@ -84,10 +83,9 @@ def keygen(
 def keyview(*, path: Path, json: bool = False) -> None:
     """Show who a key file is: type and PeerID, or the account's address. Never the secret.
 
-    Parameters
-    ----------
-    path: Key file.
-    json: Print one JSON object.
+    Args:
+        path: Key file.
+        json: Print one JSON object.
     """
     try:
         key = load_peer_key(path)

@@ -119,9 +119,7 @@ class Record:
     def from_bytes(cls, data: bytes) -> Record:
         """Parse and bound, without checking the signature. Raises RemoteProtocolError."""
         if len(data) > MAX_RECORD_BYTES:
-            raise RemoteProtocolError(
-                f"a record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted"
-            )
+            raise RemoteProtocolError(f"a record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted")
         try:
             fields = msgpack.unpackb(data, use_list=True, strict_map_key=True)
         except (ValueError, msgpack.UnpackException) as error:
@@ -129,8 +127,7 @@ class Record:
         if not (
             isinstance(fields, list)
             and len(fields) == 11
-            and [type(f) for f in fields]
-            == [int, bytes, bytes, bytes, int, int, int, bytes, bytes, bytes, bool]
+            and [type(f) for f in fields] == [int, bytes, bytes, bytes, int, int, int, bytes, bytes, bytes, bool]
         ):
             raise RemoteProtocolError("a record with missing fields or of wrong types")
         version, key, subkey, value, expiry_ms, seq, subnet_id, genesis, public, signature, tombstone = fields
@@ -184,9 +181,7 @@ def sign_record(
         raise LocalProtocolError(str(error)) from error
     public = identity.public_key_pb
     message = _signed_bytes(key, subkey, value, expiry_ms, seq, subnet_id, genesis, public, tombstone)
-    return Record(
-        key, subkey, value, expiry_ms, seq, subnet_id, genesis, public, identity.sign(message), tombstone
-    )
+    return Record(key, subkey, value, expiry_ms, seq, subnet_id, genesis, public, identity.sign(message), tombstone)
 
 
 def is_equivocation(a: Record, b: Record) -> bool:
@@ -198,9 +193,7 @@ def _signed_bytes(
     key: bytes, subkey: bytes, value: bytes, expiry_ms: int, seq: int, subnet_id: int, genesis: bytes,
     public_key_pb: bytes, tombstone: bool,
 ) -> bytes:  # fmt: skip
-    return _packed(
-        [_DOMAIN, key, subkey, value, expiry_ms, seq, subnet_id, genesis, public_key_pb, tombstone]
-    )
+    return _packed([_DOMAIN, key, subkey, value, expiry_ms, seq, subnet_id, genesis, public_key_pb, tombstone])
 
 
 def _packed(fields: list[object]) -> bytes:

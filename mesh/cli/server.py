@@ -1,0 +1,250 @@
+"""`mesh-server SUBNET` and `mesh-dht`: run a node, run a bootnode."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import trio
+from cyclopts import Parameter
+
+from mesh.cli.common import ChainOptions, account_key, run_until_signalled
+from mesh.config import NodeConfig, usable_maddrs
+from mesh.errors import ConfigError, KeyFileError
+from mesh.identity import AccountKey, load_peer_key
+
+if TYPE_CHECKING:
+    from mesh.node import NodeInfo, Parts
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class NodeOptions:
+    """Where a node listens, who it is and how it joins."""
+
+    identity_path: Annotated[Path | None, Parameter(alias="--identity")] = None
+    "Peer key file (made by `keygen`). A bootnode without one makes a throwaway identity."
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    "Addresses to listen on; port 0 takes a free one."
+    announce_maddrs: tuple[str, ...] = ()
+    "Addresses to tell others, when they differ."
+    initial_peers: Annotated[tuple[str, ...], Parameter(env_var="PUBLIC_INITIAL_PEERS")] = ()
+    "Nodes to join through: /ip4/…/tcp/…/p2p/…; others are looked up on the chain."
+    new_swarm: bool = False
+    "Start a new network: join nobody."
+    subnet_id: int = 1
+    "Subnet: friendly id (1) or real id (128001)."
+    data_dir: Annotated[Path | None, Parameter(env_var="MESH_DATA_DIR")] = None
+    "Where the node keeps its state; default is a folder under ~/.local/share/mesh named after its PeerID."
+    no_blockchain_rpc: bool = False
+    "Run without any chain: everyone is a member, nothing is paid."
+    log_level: str = "INFO"
+    "Least level of log lines."
+    log_json: bool = False
+    "Log as JSON lines."
+    log_file: Path | None = None
+    "Log to this file instead of stderr."
+    debug: bool = False
+    "Show tracebacks of errors."
+
+
+def serve(
+    subnet: str,
+    /,
+    *,
+    subnet_config: Path | None = None,
+    subnet_node_id: int | None = None,
+    hotkey_file: Path | None = None,
+    private_key: str | None = None,
+    phrase: str | None = None,
+    node: NodeOptions | None = None,
+    chain: ChainOptions | None = None,
+) -> None:
+    """Run a node of a subnet until Ctrl-C.
+
+    The hotkey votes; give it as --hotkey-file or MESH_HOTKEY. Without one the node works but earns nothing by voting.
+
+    Args:
+        subnet: Name of an installed subnet, such as `optimization` or `mock`.
+        subnet_config: TOML file with the subnet's own settings.
+        subnet_node_id: Node id from `register-node`; checked against the chain.
+        hotkey_file: File with the hotkey (mode 0600).
+        private_key: Hotkey in hexadecimal; local chains only.
+        phrase: Hotkey as a BIP39 phrase; local chains only.
+    """
+    from mesh.subnet import load_subnet
+
+    node, chain = node or NodeOptions(), chain or ChainOptions()
+    loaded = load_subnet(subnet)
+    settings = loaded.Config(**_toml(subnet_config))
+    if node.no_blockchain_rpc and getattr(loaded, "needs_chain", False):
+        raise ConfigError(f"subnet {subnet!r} runs other people's code or pays for work: it needs a chain")
+    config = _config(node, chain, subnet_node_id=subnet_node_id)
+    hotkey = None
+    if not node.no_blockchain_rpc:
+        try:
+            hotkey = account_key(hotkey_file, ("MESH_HOTKEY",), private_key or phrase, name="hotkey")
+        except KeyFileError:
+            if hotkey_file is not None or private_key is not None or phrase is not None:
+                raise
+    secret_on_argv = private_key is not None or phrase is not None
+
+    async def run(parts: Parts, started: Callable[[NodeInfo], None]) -> None:
+        from mesh.node import run_node
+
+        async with trio.open_nursery() as nursery:
+            info = await nursery.start(_checked(run_node, secret_on_argv), config, parts, loaded, settings, hotkey)
+            started(info)
+
+    _run(config, node, chain, run, hotkey=hotkey, label=subnet)
+
+
+def bootnode(*, node: NodeOptions | None = None, chain: ChainOptions | None = None) -> None:
+    """Run a bootnode: an entry point into the network that routes and holds no records."""
+    node, chain = node or NodeOptions(), chain or ChainOptions()
+    config = _config(node, chain, subnet_node_id=None)
+
+    async def run(parts: Parts, started: Callable[[NodeInfo], None]) -> None:
+        from mesh.node import run_bootnode
+
+        async with trio.open_nursery() as nursery:
+            started(await nursery.start(run_bootnode, config, parts))
+
+    _run(config, node, chain, run, hotkey=None, label="bootnode")
+
+
+def _checked(run_node: Any, secret_on_argv: bool) -> Any:
+    async def start(
+        config: NodeConfig,
+        parts: Parts,
+        subnet: Any,
+        settings: Any,
+        hotkey: AccountKey | None,
+        *,
+        task_status: Any = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        if secret_on_argv:
+            from mesh.chain.substrate import SubstrateChain
+
+            chain = parts.chain
+            assert isinstance(chain, SubstrateChain)
+            if not all(_is_loopback_url(url) for url in config.chain_urls):
+                raise KeyFileError(
+                    "secrets on the command line are accepted on a local chain only: use --hotkey-file or MESH_HOTKEY"
+                )
+        await run_node(config, parts, subnet, settings, hotkey=hotkey, task_status=task_status)
+
+    return start
+
+
+def _is_loopback_url(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def _run(
+    config: NodeConfig,
+    node: NodeOptions,
+    chain: ChainOptions,
+    run: Callable[[Parts, Callable[[NodeInfo], None]], Awaitable[None]],
+    *,
+    hotkey: AccountKey | None,
+    label: str,
+) -> None:
+    from mesh import log
+
+    log.configure(level=node.log_level, json_lines=node.log_json, file=node.log_file)
+    identity = load_peer_key(config.identity_path) if node.identity_path else _throwaway(config)
+    from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
+
+    from mesh.chain.local import data_home
+    from mesh.node import Parts, one_process_per_hotkey, warn_when_open
+
+    net = Libp2pNetwork(identity, Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs))
+    if node.no_blockchain_rpc:
+        the_chain = None
+        warn_when_open(config.host_maddrs)
+    else:
+        from mesh.chain.substrate import ChainConfig, SubstrateChain
+
+        the_chain = SubstrateChain(ChainConfig(urls=config.chain_urls), state_dir=config.data_dir / "chain")
+
+    def started(info: NodeInfo) -> None:
+        _announce(label, info, node)
+
+    with one_process_per_hotkey(hotkey, data_home() / "locks") if hotkey else nullcontext():
+        run_until_signalled(lambda: run(Parts(identity, net, the_chain), started))
+
+
+def _announce(label: str, info: NodeInfo, node: NodeOptions) -> None:
+    """The line people copy the address from, or one JSON object."""
+    addresses = info.local.multiaddrs()
+    if node.log_json:
+        print(
+            json.dumps(
+                {
+                    "event": "ready",
+                    "label": label,
+                    "peer_id": str(info.local.peer_id),
+                    "addresses": addresses,
+                    "subnet_id": info.subnet_id,
+                    "node_id": info.node_id,
+                }
+            ),
+            flush=True,
+        )
+        return
+    mode = " WITHOUT A CHAIN: everyone is a member" if node.no_blockchain_rpc else f" in subnet {info.subnet_id}"
+    print(f"{label} {info.local.peer_id} is ready{mode}", flush=True)
+    print(f"To connect other peers to this one, use --initial_peers {' '.join(addresses)}", flush=True)
+
+
+def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | None) -> NodeConfig:
+    from mesh.chain.local import data_home
+
+    host, left_out = usable_maddrs(node.host_maddrs)
+    announce, left_out_too = usable_maddrs(node.announce_maddrs)
+    if skipped := left_out + left_out_too:
+        print(f"warning: only TCP is offered; left out {', '.join(skipped)}", file=sys.stderr)
+    if not host:
+        raise ConfigError("--host-maddrs: give at least one TCP address, such as /ip4/0.0.0.0/tcp/31330")
+    identity = node.identity_path or Path("throwaway")
+    peers: tuple[str, ...] = ()
+    if not node.new_swarm:
+        peers = tuple(part for text in node.initial_peers for part in text.split())
+    name = str(load_peer_key(identity).peer_id) if node.identity_path else f"throwaway-{os.getpid()}"
+    return NodeConfig(
+        identity_path=identity,
+        data_dir=node.data_dir or data_home() / "nodes" / name,
+        host_maddrs=host,
+        announce_maddrs=announce,
+        initial_peers=peers,
+        subnet_id=node.subnet_id,
+        subnet_node_id=subnet_node_id,
+        chain_urls=chain.urls(),
+    )
+
+
+def _throwaway(config: NodeConfig) -> Any:
+    from mesh.identity import PeerKey
+
+    return PeerKey.generate()
+
+
+def _toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
