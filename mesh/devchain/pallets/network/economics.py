@@ -1,14 +1,16 @@
-"""The arithmetic of the Network pallet: percentages in 1e18 fixed point, reward curves, emissions, slashes, shares.
+"""The arithmetic of the Network pallet: percentages in 1e18 fixed point, reward curves, emissions, slashes,
+shares.
 
 Everything here is a pure function of its arguments; storage is read and written elsewhere.
 
-Amounts are planck (1e-18 TENSOR). A *percentage* is an int where ``ONE`` (1e18) means 1.0. Most of the rules are integer
-arithmetic; the reward curves, the emission curve and the subnet weights are IEEE double arithmetic in the network's
-runtime, so they are doubles here, evaluated in the same order, and truncated to an int at the same places. Whatever the
-rules leave to integers stays in integers: no reward share ever passes through a float.
+Amounts are planck (1e-18 TENSOR). A *percentage* is an int where ``ONE`` (1e18) means 1.0. Most of the rules
+are integer arithmetic; the reward curves, the emission curve and the subnet weights are IEEE double
+arithmetic in the network's runtime, so they are doubles here, evaluated in the same order, and truncated to
+an int at the same places. Whatever the rules leave to integers stays in integers: no reward share ever passes
+through a float.
 
-A node's utilization of f64 functions (``exp``, ``pow``) may differ from another maths library in the last bit; the recorded
-amounts of the runtime are reproduced exactly.
+A node's utilization of f64 functions (``exp``, ``pow``) may differ from another maths library in the last
+bit; the recorded amounts of the runtime are reproduced exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ ONE: Final = 10**18
 U128_MAX: Final = 2**128 - 1
 
 MIN_LIQUIDITY: Final = 1000
-"""Dead shares added to an empty delegate pool, so that a first depositor cannot inflate the price of a share."""
+"""Dead shares added to an empty delegate pool, so that a first depositor cannot inflate the price of a
+share."""
 
 _YEARLY_EMISSION_MAX: Final = 100_000e18
 _YEARLY_EMISSION_MIN: Final = 75_000e18
@@ -70,11 +73,13 @@ def sigmoid_decreasing(x: float, *, midpoint: float, steepness: float) -> float:
     return 1.0 / (1.0 + e) if x > midpoint else e / (1.0 + e)
 
 
-# --- consensus ---------------------------------------------------------------------------------------------------
+# --- consensus
+# ---------------------------------------------------------------------------------------------------
 
 
 def proposer_factor(progress: int, *, midpoint: int, steepness: int) -> int:
-    """What part of the base validator reward a proposal earns at ``progress`` (percentage of the subnet epoch gone)."""
+    """What part of the base validator reward a proposal earns at ``progress`` (percentage of the subnet epoch
+    gone)."""
     curve = sigmoid_decreasing(to_f64(progress), midpoint=to_f64(midpoint), steepness=float(steepness))
     return min(from_f64(_clamp(curve, 0.0, 1.0)), ONE)
 
@@ -82,8 +87,8 @@ def proposer_factor(progress: int, *, midpoint: int, steepness: int) -> int:
 def attestor_factor(progress: int, *, min_factor: int, exponent: int) -> int:
     """What part of its reward an attestor keeps.
 
-    ``progress`` is the percentage of the blocks between the proposal and the end of the epoch that had gone by. The
-    factor falls from 1.0 to ``min_factor``, slowly first.
+    ``progress`` is the percentage of the blocks between the proposal and the end of the epoch that had gone
+    by. The factor falls from 1.0 to ``min_factor``, slowly first.
     """
     low = to_f64(min_factor)
     curve = 1.0 - math.pow(to_f64(progress), float(exponent) if exponent > 0 else 1.0)
@@ -105,7 +110,8 @@ def slash_amount(stake: int, ratio: int, *, minimum: int, base_percentage: int, 
     return min(percent_mul(percent_mul(stake, base_percentage), shortfall(ratio, minimum)), maximum)
 
 
-# --- reputation --------------------------------------------------------------------------------------------------
+# --- reputation
+# --------------------------------------------------------------------------------------------------
 
 
 def raise_reputation(reputation: int, factor: int) -> int:
@@ -122,15 +128,16 @@ def lower_reputation(reputation: int, factor: int) -> int:
 def coldkey_reputation_step(score: int, ratio: int, *, minimum: int, factor: int) -> int:
     """By how much a coldkey's score moves after a proposal that got ``ratio`` attestations.
 
-    The runtime multiplies three percentages in saturating u128, so the product is at most 2**128 - 1 before it is scaled
-    down: a step is never more than 340. That cap is observed and kept.
+    The runtime multiplies three percentages in saturating u128, so the product is at most 2**128 - 1 before
+    it is scaled down: a step is never more than 340. That cap is observed and kept.
     """
     scale = ONE * ONE // (score + 1)
     product = min(min(abs(ratio - minimum) * factor, U128_MAX) * scale, U128_MAX)
     return product // ONE // ONE
 
 
-# --- emissions ---------------------------------------------------------------------------------------------------
+# --- emissions
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +170,8 @@ class SubnetShare:
     electable_nodes: int
     net_flow: int
     overwatch_weight: int | None = None
-    """Percentage the overwatchers gave, already times its factor; None when they said nothing (counts as 1.0)."""
+    """Percentage the overwatchers gave, already times its factor; None when they said nothing (counts as
+    1.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +193,8 @@ def subnet_weights(
 ) -> dict[int, int]:
     """Emission weight (percentage, summing to about 1.0) of every active subnet.
 
-    With no delegate stake or no electable node anywhere the runtime divides 0 by 0, and the NaN ends as weight 0 for
-    every subnet: nothing is paid. That is kept.
+    With no delegate stake or no electable node anywhere the runtime divides 0 by 0, and the NaN ends as
+    weight 0 for every subnet: nothing is paid. That is kept.
     """
     if not subnets:
         return {}
@@ -196,7 +204,8 @@ def subnet_weights(
     flow_sum = sum(s.net_flow - flow_floor for s in subnets.values())
     adjusted: dict[int, float] = {}
     total = 0.0
-    for subnet_id in sorted(subnets, key=lambda i: i.to_bytes(4, "little")):  # storage order decides how the sum rounds
+    # In storage order, which decides how the sum rounds.
+    for subnet_id in sorted(subnets, key=lambda each: each.to_bytes(4, "little")):
         s = subnets[subnet_id]
         stake = _clamp(s.delegate_stake / total_delegate_stake, 0.0, 1.0)
         nodes = s.electable_nodes / total_electable_nodes
@@ -243,13 +252,13 @@ def node_reward(nodes_pool: int, score: int, *, score_sum: int, factor: int) -> 
     return percent_mul(percent_mul(percent_div(score, score_sum), nodes_pool), factor)
 
 
-# --- prices ------------------------------------------------------------------------------------------------------
+# --- prices
+# ------------------------------------------------------------------------------------------------------
 
 
-def registration_cost(
-    last_cost: int, blocks_since: int, *, minimum: int, decay_blocks: int, exponent: int
-) -> int:
-    """Price of registering a subnet: it falls from ``last_cost`` to ``minimum`` over ``decay_blocks`` blocks."""
+def registration_cost(last_cost: int, blocks_since: int, *, minimum: int, decay_blocks: int, exponent: int) -> int:
+    """Price of registering a subnet: it falls from ``last_cost`` to ``minimum`` over ``decay_blocks``
+    blocks."""
     if decay_blocks == 0 or last_cost <= minimum:
         return max(last_cost, minimum)
     if blocks_since >= decay_blocks:
@@ -259,10 +268,9 @@ def registration_cost(
     return minimum + _truncate(addend)
 
 
-def next_burn_rate(
-    rate: int, registrations: int, *, target: int, alpha: int, minimum: int, maximum: int
-) -> int:
-    """The node burn rate of the next epoch: a moving average towards what this epoch's registrations ask for."""
+def next_burn_rate(rate: int, registrations: int, *, target: int, alpha: int, minimum: int, maximum: int) -> int:
+    """The node burn rate of the next epoch: a moving average towards what this epoch's registrations ask
+    for."""
     if registrations == 0:
         wanted = minimum
     elif registrations >= target:
@@ -273,10 +281,9 @@ def next_burn_rate(
     return min(max(average, minimum), maximum)
 
 
-def min_delegate_stake_multiplier(
-    electable_nodes: int, *, min_nodes: int, max_nodes: int, max_multiplier: int
-) -> int:
-    """How much the minimum delegate stake of a subnet grows with its nodes: from 1.0 to ``max_multiplier``."""
+def min_delegate_stake_multiplier(electable_nodes: int, *, min_nodes: int, max_nodes: int, max_multiplier: int) -> int:
+    """How much the minimum delegate stake of a subnet grows with its nodes: from 1.0 to
+    ``max_multiplier``."""
     if electable_nodes <= min_nodes:
         return ONE
     if electable_nodes >= max_nodes:
@@ -285,7 +292,8 @@ def min_delegate_stake_multiplier(
     return ONE + percent_mul(ratio, max(max_multiplier - ONE, 0))
 
 
-# --- delegate pool -----------------------------------------------------------------------------------------------
+# --- delegate pool
+# -----------------------------------------------------------------------------------------------
 
 
 def balance_to_shares(balance: int, *, total_shares: int, total_balance: int) -> int:

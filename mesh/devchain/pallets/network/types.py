@@ -13,8 +13,8 @@ from mesh.devchain.scale import (
     bounded_bytes,
     btree_map,
     bytes_,
+    compact,
     enum,
-    h256,
     newtype,
     opaque_peer_id,
     option,
@@ -25,7 +25,6 @@ from mesh.devchain.scale import (
     u128,
     vec,
 )
-from mesh.devchain.scale import compact as compact_
 
 _AT = "pallet_network::pallet::"
 
@@ -174,9 +173,7 @@ queued_swap_item = struct(
     _AT + "QueuedSwapItem", id=u32, call=queued_swap_call, queued_at_block=u32, execute_after_blocks=u32
 )
 
-hooks_weight = struct(
-    "sp_weights::weight_v2::Weight", ref_time=compact_(u64), proof_size=compact_(u64)
-)
+hooks_weight = struct("sp_weights::weight_v2::Weight", ref_time=compact(u64), proof_size=compact(u64))
 
 pallet_id = newtype("frame_support::PalletId", array_u8(8))
 
@@ -184,6 +181,3 @@ node_amount = tuple_of(u32, u128)
 """A subnet node id and planck."""
 
 node_account_amount = tuple_of(u32, tuple_of(account_id, u128))
-
-__all__ = [name for name in dir() if not name.startswith("_") and name not in {"Any", "annotations"}]
-_ = h256  # commit hashes of the overwatch items
