@@ -31,8 +31,8 @@ from mesh.kad.validator import (
     Predicate,
     Purpose,
     RecordValidator,
+    StoreWindow,
     ValidatorConfig,
-    Window,
     pack_value,
     unpack_value,
     window,
@@ -127,7 +127,7 @@ TOO_FEW_INVENTORIES: Final = "too-few-inventories"
 
 
 @dataclass(frozen=True, slots=True)
-class _InventoryWindow(Window):
+class _InventoryWindow(StoreWindow):
     """From the inventory block to the epoch's end; the length comes with the position."""
 
     def __call__(self, record: Record, position: BlockPosition | None) -> None:
@@ -152,7 +152,7 @@ def _refusal_form(record: Record, position: BlockPosition | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _RefusalWindow(Window):
+class _RefusalWindow(StoreWindow):
     """During the epoch after the work, in which proposals are made."""
 
     def __call__(self, record: Record, position: BlockPosition | None) -> None:
@@ -262,7 +262,7 @@ def timeless_validator(
     """
 
     def lasting(rule: NamespaceRule) -> NamespaceRule:
-        kept = tuple(_lasting(p) for p in rule.predicates if not isinstance(p, Window))
+        kept = tuple(_lasting(p) for p in rule.predicates if not isinstance(p, StoreWindow))
         return replace(rule, predicate=kept)
 
     present = [*rules]
