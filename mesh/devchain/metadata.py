@@ -121,9 +121,7 @@ def runtime_types(pallets: Sequence[Pallet]) -> RuntimeTypes:
             params += (("I", None),)
         if pallet.calls:
             variants = {c.name: s.Variant(c.index, dict(c.args) if c.args else None) for c in pallet.calls}
-            calls[pallet.name] = s.Variant(
-                pallet.index, s.Enum(f"{crate}::pallet::Call", variants, params=params)
-            )
+            calls[pallet.name] = s.Variant(pallet.index, s.Enum(f"{crate}::pallet::Call", variants, params=params))
         if pallet.event_variants:
             events[pallet.name] = s.Variant(
                 pallet.index, s.Enum(f"{crate}::pallet::Event", pallet.event_variants, params=params)
@@ -180,16 +178,11 @@ class Registry:
                 shape = given.primitive
             case _:  # Sequence, Compact
                 shape = inner[0]
-        params = [
-            {"name": name, "type": None if each is None else self.add(each)} for name, each in given.params
-        ]
+        params = [{"name": name, "type": None if each is None else self.add(each)} for name, each in given.params]
         return {"path": list(given.path), "params": params, "def": {given.kind: shape}, "docs": []}
 
     def _fields(self, fields: Sequence[s.Field]) -> list[dict[str, Any]]:
-        return [
-            {"name": f.name, "type": self.add(f.type), "type_name": type_name(f.type), "docs": []}
-            for f in fields
-        ]
+        return [{"name": f.name, "type": self.add(f.type), "type_name": type_name(f.type), "docs": []} for f in fields]
 
 
 def type_name(kind: s.Type) -> str | None:
@@ -235,7 +228,11 @@ def build(pallets: Sequence[Pallet], types: RuntimeTypes) -> bytes:
             "type": registry.add(extrinsic),
             "version": 4,
             "signed_extensions": [
-                {"identifier": name, "type": registry.add(kind), "additional_signed": registry.add(additional)}
+                {
+                    "identifier": name,
+                    "type": registry.add(kind),
+                    "additional_signed": registry.add(additional),
+                }
                 for name, kind, additional in SIGNED_EXTENSIONS
             ],
         },

@@ -71,9 +71,7 @@ class Hasher(PyEnum):
 
 def twox(data: bytes, size: int) -> bytes:
     """Substrate's twox hash of 8 or 16 bytes: xxh64 with seeds 0, 1, little-endian, joined."""
-    return b"".join(
-        xxhash.xxh64(data, seed=seed).intdigest().to_bytes(8, "little") for seed in range(size // 8)
-    )
+    return b"".join(xxhash.xxh64(data, seed=seed).intdigest().to_bytes(8, "little") for seed in range(size // 8))
 
 
 _NO_DEFAULT: Any = object()
@@ -122,9 +120,7 @@ class StorageItem:
             raise ValueError(f"storage item {self.name} belongs to no pallet")
         if len(keys) > len(self.hashed_keys):
             raise ValueError(f"{self.pallet}.{self.name} has {len(self.hashed_keys)} keys, {len(keys)} given")
-        parts = [
-            hasher.hash(kind.encode(each)) for each, (hasher, kind) in zip(keys, self.hashed_keys, strict=False)
-        ]
+        parts = [hasher.hash(kind.encode(each)) for each, (hasher, kind) in zip(keys, self.hashed_keys, strict=False)]
         return self.prefix + b"".join(parts)
 
     def decode_key(self, raw: bytes) -> tuple[Any, ...]:

@@ -460,7 +460,12 @@ class Newtype(Type):
     """A Rust struct with a path around one unnamed field; the value is the field's."""
 
     def __init__(
-        self, path: str, inner: Type, *, params: tuple[tuple[str, Type | None], ...] = (), name: str | None = None
+        self,
+        path: str,
+        inner: Type,
+        *,
+        params: tuple[tuple[str, Type | None], ...] = (),
+        name: str | None = None,
     ) -> None:
         self.path = tuple(path.split("::"))
         self.inner = inner

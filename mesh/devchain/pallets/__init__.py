@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 
 from mesh.devchain.pallet import Pallet
-from mesh.devchain.pallets import balances, books, system, timestamp, transaction_payment
+from mesh.devchain.pallets import balances, books, network, system, timestamp, transaction_payment
 
 SPEC_VERSION = 1
 TRANSACTION_VERSION = 1
-
 
 
 def api_id(trait: str) -> bytes:
@@ -45,5 +44,6 @@ def all_pallets(epoch_length: int) -> list[Pallet]:
         timestamp.pallet(),
         balances.pallet(ledger),
         transaction_payment.pallet(),
+        network.pallet(epoch_length),
         books.pallet(),
     ]

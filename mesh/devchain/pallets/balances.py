@@ -39,9 +39,9 @@ class BooksLedger:
     def mint(self, ctx: Context, who: bytes | None, amount: int, cause: str) -> None:
         """Create planck and book it. Too little to make an account live is not created, as in the real pallet."""
         _check_amount(amount)
-        if who is not None and amount < EXISTENTIAL_DEPOSIT_PLANCK:
-            if ctx.get(system.ACCOUNT, who)["providers"] == 0:
-                return
+        small = amount < EXISTENTIAL_DEPOSIT_PLANCK
+        if who is not None and small and ctx.get(system.ACCOUNT, who)["providers"] == 0:
+            return
         self.book(ctx, books.MINTED, cause, amount)
         if who is None:
             ctx.put(books.HELD, value=ctx.get(books.HELD) + amount)
@@ -57,9 +57,7 @@ class BooksLedger:
         else:
             self._leave(ctx, who, amount)
 
-    def transfer(
-        self, ctx: Context, source: bytes, target: bytes, amount: int, *, keep_alive: bool = False
-    ) -> None:
+    def transfer(self, ctx: Context, source: bytes, target: bytes, amount: int, *, keep_alive: bool = False) -> None:
         """Move free balance between accounts; a new account must get the existential deposit."""
         _check_amount(amount)
         if source != target:

@@ -60,9 +60,7 @@ dispatch_error = s.enum(
     NoProviders=None,
     TooManyConsumers=None,
     Token=token_error,
-    Arithmetic=s.enum(
-        "sp_arithmetic::ArithmeticError", Underflow=None, Overflow=None, DivisionByZero=None
-    ),
+    Arithmetic=s.enum("sp_arithmetic::ArithmeticError", Underflow=None, Overflow=None, DivisionByZero=None),
     Transactional=s.enum("sp_runtime::TransactionalError", LimitReached=None, NoLayer=None),
     Exhausted=None,
     Corruption=None,
@@ -134,7 +132,6 @@ ACCOUNT = StorageItem(
     keys=((Hasher.BLAKE2_128_CONCAT, s.account_id),),
     default=_ACCOUNT_DEFAULT,
 )
-EXTRINSIC_COUNT = StorageItem("ExtrinsicCount", value=s.u32, optional=True)
 BLOCK_HASH = StorageItem("BlockHash", value=s.h256, keys=((Hasher.TWOX64_CONCAT, s.u32),))
 NUMBER = StorageItem("Number", value=s.u32)
 PARENT_HASH = StorageItem("ParentHash", value=s.h256)
@@ -185,7 +182,6 @@ def pallet(version: dict[str, object]) -> Pallet:
         0,
         storage=[
             ACCOUNT,
-            EXTRINSIC_COUNT,
             BLOCK_HASH,
             NUMBER,
             PARENT_HASH,

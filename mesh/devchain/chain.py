@@ -1,0 +1,262 @@
+"""The dev chain without its transport: store, pool, runtime, and who wants to hear of blocks.
+
+Nothing here waits. A block is final when the next one is on top of it; there is one author, so there are no forks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mesh.devchain.extrinsic import Extrinsic, Refused, invalid
+from mesh.devchain.overlay import MemoryState, ReadState
+from mesh.devchain.pallets.timestamp import NOW, SLOT_MS
+from mesh.devchain.pool import Pool, PoolConfig
+from mesh.devchain.runtime import Block, BlockBuilder, Runtime
+from mesh.devchain.store import Store
+from mesh.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_GENESIS_MS = 1_795_000_000_000
+
+
+class ServerConfig(BaseModel):
+    """Bounds of the JSON-RPC server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_connections: int = Field(default=64, ge=1)
+    max_message_bytes: int = Field(default=2 * 1024 * 1024, ge=1024)
+    max_subscriptions: int = Field(default=128, ge=1)
+    """Per connection, watched extrinsics included."""
+    max_outgoing_messages: int = Field(default=4096, ge=16)
+    """Unsent messages of one connection; one more and it is closed, for it does not read."""
+    max_batch: int = Field(default=64, ge=1)
+    max_keys: int = Field(default=1000, ge=1)
+    """Storage keys in one answer or one request."""
+    max_new_blocks: int = Field(default=10_000, ge=1)
+    """Blocks that one dev_newBlock may ask for."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header to accept beside localhost and IP addresses."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of browser pages to accept; none by default."""
+
+
+class DevChainConfig(BaseModel):
+    """One dev chain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback shows the chain to the network, without any authentication."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """0 takes a free one."""
+    data_dir: Path | None = None
+    """None keeps everything in memory."""
+    block_time_s: float | None = Field(default=None, gt=0)
+    """None: a block only when asked for (dev_newBlock, `DevChain.new_block`)."""
+    epoch_length: int = Field(default=20, ge=4)
+    """Blocks of a global epoch."""
+    fund: dict[str, int] = Field(default_factory=dict)
+    """Address (0x and 40 hex digits) to planck at genesis."""
+    dev_rpc: bool = False
+    """Whether dev_newBlock is answered."""
+    genesis_time_ms: int = Field(default=DEFAULT_GENESIS_MS, ge=0)
+    name: str = "mesh dev chain"
+    history_blocks: int = Field(default=4096, ge=16)
+    """Blocks back for which state can be read."""
+    pool: PoolConfig = PoolConfig()
+    server: ServerConfig = ServerConfig()
+
+    @field_validator("fund")
+    @classmethod
+    def _addresses(cls, fund: dict[str, int]) -> dict[str, int]:
+        for address, planck in fund.items():
+            if len(parse_address(address)) != 20 or not 0 <= planck < 1 << 127:
+                raise ValueError(f"fund {address}: wants 0x and 40 hex digits, and 0 <= planck < 2**127")
+        return fund
+
+
+def parse_address(text: str) -> bytes:
+    """The bytes of a 0x-prefixed address; `ValueError` when it is none."""
+    raw = bytes.fromhex(text.removeprefix("0x"))
+    if len(raw) != 20:
+        raise ValueError(f"{text}: an address has 20 bytes")
+    return raw
+
+
+Listener = Callable[[Block], None]
+Watcher = Callable[[str, bytes | None], None]
+"""Called with a status (inBlock, finalized, usurped, dropped, invalid) and the block's or other extrinsic's hash."""
+
+
+class DevChain:
+    """A chain that is open. Not safe to use from several threads at once. Close it when done."""
+
+    def __init__(self, config: DevChainConfig) -> None:
+        self.config = config
+        self.runtime = Runtime(epoch_length=config.epoch_length)
+        self.pool = Pool(config.pool)
+        self.listeners: list[Listener] = []
+        self._watchers: dict[bytes, list[Watcher]] = {}
+        self._included: dict[bytes, bytes] = {}
+        genesis = self.runtime.genesis(
+            {parse_address(address): planck for address, planck in config.fund.items()},
+            now_ms=config.genesis_time_ms,
+        )
+        self.store = Store(config.data_dir, history_blocks=config.history_blocks)
+        try:
+            stored = self.store.block_at(0)
+            if stored is None:
+                self.store.append(genesis)
+            elif stored.hash != genesis.hash:
+                raise ConfigError(
+                    f"{config.data_dir} holds a dev chain with another genesis (other funds, epoch length or "
+                    "version): choose another data directory or delete it"
+                )
+            best = self.store.latest()
+            assert best is not None  # genesis is there
+            self.best: Block = best
+            self.state: MemoryState = self.store.load()
+        except BaseException:
+            self.store.close()
+            raise
+        self.genesis_hash = genesis.hash
+
+    def close(self) -> None:
+        """Let go of the data directory."""
+        self.store.close()
+
+    @property
+    def finalized_number(self) -> int:
+        """The highest block that has another on top of it."""
+        return max(self.best.number - 1, 0)
+
+    @property
+    def finalized_hash(self) -> bytes:
+        """Its hash."""
+        return self.best.header["parent_hash"] if self.best.number else self.best.hash
+
+    def nonce(self, who: bytes) -> int:
+        """The next nonce of an account in the latest state."""
+        return int(self.runtime.account(self.state, who)["nonce"])
+
+    def next_nonce(self, who: bytes) -> int:
+        """The next nonce of an account, the waiting extrinsics counted."""
+        return self.pool.next_nonce(who, self.nonce(who))
+
+    def state_at(self, block_hash: bytes | None) -> tuple[ReadState, int] | None:
+        """(state, number) of a block, the best one for None; None for a hash that is not known.
+
+        `HistoryDiscarded` when the block's state is kept no more.
+        """
+        if block_hash is None or block_hash == self.best.hash:
+            return self.state, self.best.number
+        number = self.store.number_of(block_hash)
+        if number is None:
+            return None
+        return self.store.at(number, best=self.best.number), number
+
+    def submit(self, raw: bytes) -> Extrinsic:
+        """Check an extrinsic and let it wait for a block; `Refused` otherwise."""
+        limits = self.config.pool
+        if len(raw) > limits.max_extrinsic_bytes:
+            raise invalid(f"Transaction would exhaust the block limits: {len(raw)} bytes")
+        number = self.best.number + 1
+        self.pool.refuse_known(hashlib.blake2b(raw, digest_size=32).digest(), number=number)
+        ext = self.runtime.parse(raw)
+        self.runtime.check(ext, self.state, number=number, parent_hash=self.best.hash, genesis_hash=self.genesis_hash)
+        info = self.runtime.account(self.state, ext.signer)
+        old = self.pool.add(ext, nonce=info["nonce"], free_planck=info["data"]["free"], number=number)
+        if old is not None:
+            self._tell(old.hash, "usurped", ext.hash, last=True)
+        return ext
+
+    def watch(self, ext_hash: bytes, watcher: Watcher) -> None:
+        """Tell `watcher` what becomes of an extrinsic, until it is finalized or gone."""
+        self._watchers.setdefault(ext_hash, []).append(watcher)
+
+    def unwatch(self, ext_hash: bytes, watcher: Watcher) -> None:
+        """Stop telling."""
+        watchers = self._watchers.get(ext_hash, [])
+        if watcher in watchers:
+            watchers.remove(watcher)
+        if not watchers:
+            self._watchers.pop(ext_hash, None)
+
+    def new_block(self, *, now_ms: int | None = None) -> Block:
+        """Make a block of what waits. Its time is `now_ms`, or one slot (6 s) after the parent's when None."""
+        limits = self.config.pool
+        if now_ms is None:
+            now_ms = NOW.value.decode_all(self.state.get(NOW.key()) or NOW.default_bytes) + SLOT_MS
+        builder = BlockBuilder(
+            self.runtime, self.state, parent=self.best, genesis_hash=self.genesis_hash, now_ms=now_ms
+        )
+        taken: list[Extrinsic] = []
+        refused: list[Extrinsic] = []
+        size = 0
+        failed: set[bytes] = set()
+        for ext in self.pool.ready(self.nonce):
+            if len(taken) >= limits.max_block_extrinsics or size + len(ext.raw) > limits.max_block_bytes:
+                break
+            if ext.signer in failed:
+                continue
+            try:
+                builder.apply(ext)
+            except Refused as error:
+                log.info("extrinsic 0x%s left the pool: %s", ext.hash.hex(), error)
+                failed.add(ext.signer)
+                refused.append(ext)
+            else:
+                taken.append(ext)
+                size += len(ext.raw)
+        block = builder.finish()
+        self.store.append(block)
+        self.state.apply(block.changes)
+        self.best = block
+        for ext in taken:
+            self.pool.remove(ext)
+        for ext in refused:
+            self.pool.ban(ext, number=block.number)
+        gone = self.pool.dead(self.nonce, number=block.number + 1)
+        for ext in gone:
+            self.pool.remove(ext)
+        self._announce(block, taken=taken, refused=refused, gone=gone)
+        return block
+
+    def _announce(
+        self, block: Block, *, taken: list[Extrinsic], refused: list[Extrinsic], gone: list[Extrinsic]
+    ) -> None:
+        for listener in list(self.listeners):
+            listener(block)
+        for ext_hash, in_block in self._included.items():
+            self._tell(ext_hash, "finalized", in_block, last=True)
+        self._included = {}
+        for ext in taken:
+            self._tell(ext.hash, "inBlock", block.hash)
+            self._included[ext.hash] = block.hash
+        for ext in refused:
+            self._tell(ext.hash, "invalid", None, last=True)
+        for ext in gone:
+            self._tell(ext.hash, "dropped", None, last=True)
+
+    def _tell(self, ext_hash: bytes, status: str, other: bytes | None, *, last: bool = False) -> None:
+        watchers = self._watchers.pop(ext_hash, []) if last else list(self._watchers.get(ext_hash, []))
+        for watcher in watchers:
+            watcher(status, other)
+
+    def get(self, item: Any, *keys: Any) -> Any:
+        """A storage value of the latest state, for tests and tools in this process."""
+        ctx = self.runtime.context(self.state, pallet=item.pallet, block=self.best.number, parent_hash=self.best.hash)
+        return ctx.get(item, *keys)
+
+    def items(self, item: Any, *keys: Any) -> list[tuple[tuple[Any, ...], Any]]:
+        """All entries of a storage map in the latest state."""
+        ctx = self.runtime.context(self.state, pallet=item.pallet, block=self.best.number, parent_hash=self.best.hash)
+        return list(ctx.items(item, *keys))
