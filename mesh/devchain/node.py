@@ -13,8 +13,7 @@ import trio
 from mesh.clock import Clock, SystemClock
 from mesh.devchain.chain import DevChain, DevChainConfig, ServerConfig
 from mesh.devchain.pool import PoolConfig
-from mesh.devchain.server import serve
-from mesh.errors import ListenFailed
+from mesh.devchain.server import listen, serve
 
 __all__ = ["DevChain", "DevChainConfig", "PoolConfig", "ServerConfig", "run_chain"]
 
@@ -40,13 +39,9 @@ async def run_chain(
     running = DevChain(config) if chain is None else chain
     try:
         remember_genesis(running.genesis_hash)
+        listeners, port = await listen(config)
         async with trio.open_nursery() as nursery:
-            try:
-                port = await nursery.start(_serve, running)
-            except* OSError as group:
-                raise ListenFailed(
-                    f"the dev chain cannot listen on {config.host} port {config.port}: {group.exceptions[0]}"
-                ) from None
+            nursery.start_soon(serve, running, listeners)
             url = f"ws://{_authority(config.host)}:{port}"
             log.info(
                 "dev chain %s at %s: block %d, genesis 0x%s; single author, its state root is no Merkle root",
@@ -58,10 +53,6 @@ async def run_chain(
     finally:
         if own:
             running.close()
-
-
-async def _serve(chain: DevChain, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-    await serve(chain, task_status=task_status)
 
 
 async def _author(chain: DevChain, block_time_s: float, clock: Clock) -> None:

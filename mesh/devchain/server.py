@@ -9,6 +9,7 @@ rebound to us), and an Origin must be our own address or a configured one.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import logging
@@ -19,26 +20,24 @@ from typing import Any
 import trio
 from trio_websocket import (
     ConnectionClosed,
-    HandshakeError,
     WebSocketConnection,
     WebSocketRequest,
-    WebSocketServer,
-    serve_websocket,
+    wrap_server_stream,
 )
 
 from mesh.devchain import scale as s
-from mesh.devchain.chain import DevChain, parse_address
+from mesh.devchain.chain import DevChain, DevChainConfig, parse_address
 from mesh.devchain.extrinsic import Refused, blake2_256
 from mesh.devchain.overlay import ReadState
 from mesh.devchain.pallets import RUNTIME_VERSION, system
 from mesh.devchain.runtime import ZERO_HASH, Block
 from mesh.devchain.store import HistoryDiscarded
-from mesh.errors import MeshError
+from mesh.errors import ListenFailed, MeshError
 
 log = logging.getLogger(__name__)
 
 SERVER_VERSION = "0.1.0"
-CONNECT_TIMEOUT_S = 10.0
+HANDSHAKE_TIMEOUT_S = 10.0
 DISCONNECT_TIMEOUT_S = 2.0
 
 PARSE_ERROR = -32700
@@ -573,63 +572,80 @@ def _change_set(block_hash: bytes, state: ReadState, keys: Sequence[bytes]) -> d
     return {"block": _hex(block_hash), "changes": changes}
 
 
-def refusal(headers: Sequence[tuple[bytes, bytes]], *, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Why a websocket handshake with these headers is refused, or None.
+def refusal(
+    host: str, headers: Sequence[tuple[bytes, bytes]], *, hosts: Sequence[str], origins: Sequence[str]
+) -> str | None:
+    """Why a websocket handshake with this Host and these other headers is refused, or None.
 
-    A name in the Host header could be one that an attacker's DNS points at us, so only IP addresses, localhost
-    and `hosts` are taken. A browser always sends an Origin; it must be this very address or one of `origins`.
+    A name in the Host header could be one that an attacker's DNS points at us, so only IP addresses, localhost and
+    `hosts` are taken. A browser always sends an Origin; it must be this very address or one of `origins`.
     """
-    given: dict[bytes, str] = {name.lower(): value.decode("latin-1") for name, value in headers}
-    host = given.get(b"host", "")
-    name = host[1 : host.find("]")] if host.startswith("[") else host.rsplit(":", 1)[0]
+    name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
     if name.lower() != "localhost" and name not in hosts:
         try:
             ipaddress.ip_address(name)
         except ValueError:
             return f"the Host {name!r:.80} is not accepted"
-    origin = given.get(b"origin")
-    if origin is not None and origin not in origins and origin not in (f"http://{host}", f"https://{host}"):
-        return f"pages of the origin {origin!r:.80} are not accepted"
+    for key, value in headers:
+        if key.lower() == b"origin":
+            origin = value.decode("latin-1")
+            if origin not in origins and origin not in (f"http://{host}", f"https://{host}"):
+                return f"pages of the origin {origin!r:.80} are not accepted"
     return None
 
 
-async def serve(chain: DevChain, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-    """Answer JSON-RPC for `chain` until cancelled; `started` is called with the port."""
-    config = chain.config
-    limits = config.server
-    open_connections = 0
+async def listen(config: DevChainConfig) -> tuple[list[trio.SocketListener], int]:
+    """(listening sockets, their port); `ListenFailed` when the address cannot be bound."""
+    try:
+        listeners = await trio.open_tcp_listeners(config.port, host=config.host)
+    except OSError as error:
+        raise ListenFailed(
+            f"the dev chain cannot listen on {config.host} port {config.port} ({error.strerror or error}): "
+            "stop what uses it or choose another port"
+        ) from error
+    return list(listeners), int(listeners[0].socket.getsockname()[1])
 
-    async def handle(request: WebSocketRequest) -> None:
-        nonlocal open_connections
-        reason = refusal(request.headers, hosts=limits.allowed_hosts, origins=limits.allowed_origins)
-        if reason is not None:
-            log.warning("a websocket handshake was refused: %s", reason)
-            await request.reject(403, body=reason.encode())
+
+async def serve(chain: DevChain, listeners: list[trio.SocketListener]) -> None:
+    """Answer JSON-RPC for `chain` until cancelled; closes the listeners."""
+    limits = chain.config.server
+    connections = 0
+
+    async def handle(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        if connections >= limits.max_connections:
+            log.warning("a connection was closed: %d are open, the limit", connections)
+            await stream.aclose()
             return
-        if open_connections >= limits.max_connections:
-            await request.reject(503, body=b"too many connections")
-            return
-        open_connections += 1
+        connections += 1
         try:
-            websocket = await request.accept()
-            async with websocket:
-                await Connection(chain, websocket).run()
-        except (ConnectionClosed, HandshakeError):
-            log.debug("a client went while it was being answered")
+            await _serve_stream(chain, stream)
+        except Exception:
+            log.warning("a connection ended by an error", exc_info=True)
         finally:
-            open_connections -= 1
+            connections -= 1
+            await trio.aclose_forcefully(stream)
 
+    await trio.serve_listeners(handle, listeners)
+
+
+async def _serve_stream(chain: DevChain, stream: trio.SocketStream) -> None:
+    limits = chain.config.server
     async with trio.open_nursery() as nursery:
-        server: WebSocketServer = await nursery.start(
-            partial(
-                serve_websocket,
-                handle,
-                config.host,
-                config.port,
-                None,
-                max_message_size=limits.max_message_bytes,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                disconnect_timeout=DISCONNECT_TIMEOUT_S,
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_S) as handshake:
+            request: WebSocketRequest = await wrap_server_stream(
+                nursery, stream, max_message_size=limits.max_message_bytes
             )
-        )
-        task_status.started(server.port)
+            host = request._event.host  # the one header that request.headers leaves out
+            reason = refusal(host, request.headers, hosts=limits.allowed_hosts, origins=limits.allowed_origins)
+            if reason is not None:
+                log.warning("a websocket handshake was refused: %s", reason)
+                await request.reject(403, body=reason.encode())
+            else:
+                websocket = await request.accept()
+        if not handshake.cancelled_caught and reason is None:
+            with contextlib.suppress(ConnectionClosed):
+                await Connection(chain, websocket).run()
+            with trio.move_on_after(DISCONNECT_TIMEOUT_S):
+                await websocket.aclose()
+        nursery.cancel_scope.cancel()
