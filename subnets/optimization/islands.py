@@ -1,0 +1,67 @@
+"""One island: an ask/tell optimizer over the unit cube, one candidate at a time. Runs in the compute worker.
+
+The engine is CMA-ES (Hansen, `cma`) with a small population: evaluations are few and noisy. Migrants are injected as
+solutions (Hansen 2011, "Injecting external solutions into CMA-ES"), so a foreign champion shifts the distribution
+only as far as the island's own measurement of it justifies.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import Final
+
+from subnets.optimization.candidate import DEFAULT, DIMENSIONS, Candidate, from_unit, to_unit
+
+POPULATION: Final = 6
+SIGMA: Final = 0.25
+"""First step size in the unit cube: a quarter of every axis around the default."""
+MAX_WAITING_MIGRANTS: Final = 4
+
+
+class Island:
+    """A running search. `seed` makes it reproducible; `start` is where it begins."""
+
+    def __init__(self, seed: int, start: Candidate = DEFAULT) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cma warns about plotting packages, which no node needs
+            import cma
+
+        self._engine = cma.CMAEvolutionStrategy(
+            to_unit(start),
+            SIGMA,
+            {
+                "popsize": POPULATION,
+                "seed": seed % (2**31 - 2) + 1,
+                "bounds": [[0.0] * len(DIMENSIONS), [1.0] * len(DIMENSIONS)],
+                "verbose": -9,
+                "tolfun": 0,
+                "tolfunhist": 0,
+                "tolx": 0,
+                "tolstagnation": 10**9,
+                "tolflatfitness": 10**9,
+            },
+        )
+        self._migrants: deque[Candidate] = deque(maxlen=MAX_WAITING_MIGRANTS)
+        self._asked: deque[object] = deque()
+        self._told: list[tuple[object, float]] = []
+
+    def inject(self, migrant: Candidate) -> None:
+        """Try a foreign candidate in the next generation; the oldest waiting one gives way when there are too many."""
+        self._migrants.append(migrant)
+
+    def ask(self) -> Candidate:
+        """The next candidate to measure; answer it with `tell` before asking again."""
+        if not self._asked:
+            if self._migrants:
+                self._engine.inject([to_unit(m) for m in self._migrants], force=True)
+                self._migrants.clear()
+            self._asked.extend(self._engine.ask())
+        return from_unit(self._asked[0])  # type: ignore[arg-type]
+
+    def tell(self, ppm: int) -> None:
+        """The measured accuracy of the candidate that was asked last."""
+        self._told.append((self._asked.popleft(), -ppm / 1e6))
+        if not self._asked:
+            self._engine.tell([point for point, _ in self._told], [loss for _, loss in self._told])
+            self._told.clear()
