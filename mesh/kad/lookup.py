@@ -49,18 +49,14 @@ class LookupConfig(BaseModel):
 
     alpha: int = Field(default=3, ge=1, description="requests in flight")
     max_closer: int = Field(default=20, ge=1, description="peers taken from one answer, the closest first")
-    max_candidates: int = Field(
-        default=256, ge=20, description="peers remembered; the farthest are forgotten"
-    )
+    max_candidates: int = Field(default=256, ge=20, description="peers remembered; the farthest are forgotten")
     max_requests: int = Field(default=200, ge=1, description="requests of one lookup in all")
     first_patience_s: float = Field(
         default=1.0,
         gt=0,
         description="before any answer: how long until another peer is asked beside a slow one",
     )
-    min_patience_s: float = Field(
-        default=0.25, gt=0, description="least such time once round trips are known"
-    )
+    min_patience_s: float = Field(default=0.25, gt=0, description="least such time once round trips are known")
     patience_rtts: float = Field(default=4.0, gt=0, description="such time in smoothed round trips")
 
 
@@ -161,15 +157,12 @@ class Lookup:
                 requests.append(candidate.info)
         # A request to a peer that closer ones have pushed out of the k closest holds nothing up.
         if not any(c.state is _State.WAITING for c in closest) and (
-            all(c.state is _State.ANSWERED for c in closest)
-            or self.stats.requests >= self.config.max_requests
+            all(c.state is _State.ANSWERED for c in closest) or self.stats.requests >= self.config.max_requests
         ):
             self.finished = True
         return requests
 
-    def on_response(
-        self, peer: PeerID, closer: Sequence[PeerInfo], *, now: float, counts: Counts = Counts.YES
-    ) -> None:
+    def on_response(self, peer: PeerID, closer: Sequence[PeerInfo], *, now: float, counts: Counts = Counts.YES) -> None:
         """A peer answered with peers it knows. Answers nobody asked for are ignored."""
         candidate = self._known.get(peer)
         if candidate is None or candidate.state not in (_State.WAITING, _State.SLOW):

@@ -147,6 +147,12 @@ class RoutingTable:
         if entry is not None:
             self._heard(bucket, entry, now)
 
+    def cancel_ping(self, peer: PeerID) -> None:
+        """The ping asked for will not be sent; it may be asked for again."""
+        entry = self._bucket(self._place(peer)).entries.get(peer)
+        if entry is not None:
+            entry.pinging = False
+
     def on_failure(self, peer: PeerID) -> bool:
         """The peer did not answer. Returns whether it lost its place: at once when somebody waits for it and
         a ping was asked for, else after `max_failures` in a row."""

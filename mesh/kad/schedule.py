@@ -57,9 +57,7 @@ class Schedule:
         stays due until `touched`, `published` or `forget`."""
         return Due(
             tuple(index for index in range(buckets) if self._buckets.get(index, now) <= now),
-            tuple(
-                sorted((s for s, at in self._records.items() if at <= now), key=lambda s: (s.key, s.subkey))
-            ),
+            tuple(sorted((s for s, at in self._records.items() if at <= now), key=lambda s: (s.key, s.subkey))),
         )
 
     def next_at(self, now: float, *, buckets: int) -> float:

@@ -75,6 +75,17 @@ class _Held:
     size: int
 
 
+class OwnView:
+    """A store as `Held` for our own records, which may push replicas out."""
+
+    def __init__(self, store: RecordStore) -> None:
+        self._store = store
+
+    def check(self, record: Record, *, max_per_owner: int) -> None:
+        """See RecordStore.check."""
+        self._store.check(record, max_per_owner=max_per_owner, keep=Keep.OWN)
+
+
 class RecordStore:
     """Slot → newest record. `now` is in unix seconds; expired records are never returned, and leave with
     `expire`."""
@@ -103,7 +114,7 @@ class RecordStore:
         held = self._keys.get(slot.key, {}).get((slot.owner, slot.subkey))
         return None if held is None else held.record
 
-    def check(self, record: Record, *, max_per_owner: int) -> None:
+    def check(self, record: Record, *, max_per_owner: int, keep: Keep = Keep.REPLICA) -> None:
         """Whether `put` would take it, before its signature is looked at. Raises RecordRejected: "duplicate"
         (we have it), "older", "quota", "full". A record that would prove an equivocation passes, to have its
         signature checked, unless its slot has been proven false for that seq already."""
@@ -125,7 +136,7 @@ class RecordStore:
         allowed = int(self._config.max_bytes * self._config.max_owner_share)
         if self._owner_bytes.get(record.owner, 0) + size - replaced > allowed:
             raise RecordRejected("quota", f"all records of {record.owner} here: at most {allowed} bytes")
-        self._make_room(record, Keep.REPLICA)
+        self._make_room(record, keep)
 
     def put(self, record: Record, *, max_per_owner: int, keep: Keep = Keep.REPLICA) -> tuple[Record, ...]:
         """Hold a record whose signature was checked. Returns what was evicted for it. Raises RecordRejected
@@ -140,10 +151,7 @@ class RecordStore:
                 raise RecordRejected(
                     "older", "same seq as another record of this slot: kept as proof against its owner"
                 )
-        if keep is Keep.REPLICA:
-            self.check(record, max_per_owner=max_per_owner)
-        elif held is not None and record.order < held.order:
-            raise RecordRejected("older", f"seq {record.seq}; held is seq {held.seq}")
+        self.check(record, max_per_owner=max_per_owner, keep=keep)
         evicted = self._make_room(record, keep)
         for victim in evicted:
             self._drop(victim.slot)
@@ -151,6 +159,10 @@ class RecordStore:
             self._drop(record.slot)
         self._add(record, keep)
         return evicted
+
+    def own_view(self) -> OwnView:
+        """What a validator asks about records of our own."""
+        return OwnView(self)
 
     def drop(self, slot: Slot) -> None:
         """Forget the record of a slot, if there is one."""
@@ -160,13 +172,9 @@ class RecordStore:
     def records(self, key: bytes, *, now: float) -> tuple[Record, ...]:
         """The live records under a key, tombstones included, sorted by (owner, subkey)."""
         owners = self._keys.get(key, {})
-        return tuple(
-            owners[place].record for place in sorted(owners) if not owners[place].record.is_expired(now)
-        )
+        return tuple(owners[place].record for place in sorted(owners) if not owners[place].record.is_expired(now))
 
-    def page(
-        self, key: bytes, *, now: float, max_bytes: int, after: tuple[PeerID, bytes] | None = None
-    ) -> Listing:
+    def page(self, key: bytes, *, now: float, max_bytes: int, after: tuple[PeerID, bytes] | None = None) -> Listing:
         """As `records`, at most `max_bytes` of them but at least one, from behind `after` on."""
         owners = self._keys.get(key, {})
         places = sorted(place for place in owners if after is None or place > after)
@@ -238,9 +246,7 @@ class RecordStore:
             too_much -= record_bytes(victim) + _OVERHEAD_BYTES
             if too_many <= 0 and too_much <= 0:
                 return tuple(victims)
-        raise RecordRejected(
-            "full", "no room: what is held is nearer to this node, lives longer, or is its own"
-        )
+        raise RecordRejected("full", "no room: what is held is nearer to this node, lives longer, or is its own")
 
     def _rank(self, record: Record) -> tuple[int, int, bytes]:
         """Greatest leaves first: far, then soon to expire."""
@@ -262,9 +268,7 @@ class RecordStore:
         self._count += 1
         self._bytes += size
         self._owner_bytes[record.owner] = self._owner_bytes.get(record.owner, 0) + size
-        heapq.heappush(
-            self._expiry, (record.expiry_ms, record.digest, record.key, record.owner, record.subkey)
-        )
+        heapq.heappush(self._expiry, (record.expiry_ms, record.digest, record.key, record.owner, record.subkey))
         if len(self._expiry) > 2 * self._count + 64:  # entries of replaced records: rebuild now and then
             self._expiry = [
                 (h.record.expiry_ms, h.record.digest, h.record.key, h.record.owner, h.record.subkey)

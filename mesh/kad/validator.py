@@ -88,9 +88,7 @@ def epoch_of(key: bytes) -> int:
     """The epoch in `<namespace>/<epoch>` or `<namespace>/<epoch>/…`. Raises RecordRejected("key")."""
     part = key.split(b"/", 2)[1:2]
     if not part or not _EPOCH.fullmatch(part[0]):
-        raise RecordRejected(
-            "key", f"{key!r} names no epoch: <namespace>/<epoch>[/…], decimal without zeros before"
-        )
+        raise RecordRejected("key", f"{key!r} names no epoch: <namespace>/<epoch>[/…], decimal without zeros before")
     return int(part[0])
 
 
@@ -121,9 +119,7 @@ class NamespaceRule:
 
     def __post_init__(self) -> None:
         if not _NAMESPACE.fullmatch(self.namespace):
-            raise ConfigError(
-                f"namespace {self.namespace!r}: 1 to 32 of a-z 0-9 . _ - starting with a letter or digit"
-            )
+            raise ConfigError(f"namespace {self.namespace!r}: 1 to 32 of a-z 0-9 . _ - starting with a letter or digit")
         if not 0 <= self.max_value_bytes <= MAX_VALUE_BYTES:
             raise ConfigError(f"namespace {self.namespace}: max_value_bytes is 0 to {MAX_VALUE_BYTES}")
         if not self.max_ttl_s > 0 or self.max_records_per_owner < 1:
@@ -144,9 +140,7 @@ def pack_value(model: BaseModel) -> bytes:
     """A model as the msgpack map of its fields, in their order. Raises LocalProtocolError for what msgpack
     has no form for (sets, integers beyond 64 bits: send those as bytes or text)."""
     try:
-        packed = msgpack.packb(
-            model.model_dump(mode="python", round_trip=True), use_bin_type=True, default=_plain
-        )
+        packed = msgpack.packb(model.model_dump(mode="python", round_trip=True), use_bin_type=True, default=_plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise LocalProtocolError(f"{type(model).__name__} cannot be packed: {error}") from error
     assert isinstance(packed, bytes)
@@ -307,9 +301,7 @@ class RecordValidator:
     ) -> None:
         """All checks in their order. Raises RecordRejected at the first refusal."""
         self.check_envelope(record, purpose=purpose, now=now, position=position, sender=sender)
-        self.check_content(
-            record, purpose=purpose, member=is_member(record.owner), position=position, held=held
-        )
+        self.check_content(record, purpose=purpose, member=is_member(record.owner), position=position, held=held)
 
     def explain(
         self,
@@ -357,9 +349,7 @@ class RecordValidator:
                 f"signed for the chain {record.genesis.hex()[:16]}…, this one is {self._genesis.hex()[:16]}…",
             )
         if record.subnet_id != self._subnet_id:
-            raise RecordRejected(
-                "subnet", f"signed for subnet {record.subnet_id}, this one is {self._subnet_id}"
-            )
+            raise RecordRejected("subnet", f"signed for subnet {record.subnet_id}, this one is {self._subnet_id}")
         if len(record.value) > rule.max_value_bytes:
             raise RecordRejected(
                 "size", f"a value of {len(record.value)} bytes; {rule.namespace} takes {rule.max_value_bytes}"
@@ -371,9 +361,7 @@ class RecordValidator:
         rule = self.rule(record.key)
         ttl_s = record.expiry_ms / 1000 - now
         if ttl_s > rule.max_ttl_s + CLOCK_SLACK_S:
-            raise RecordRejected(
-                "ttl", f"would live {ttl_s:.0f} s more; {rule.namespace} takes {rule.max_ttl_s:.0f} s"
-            )
+            raise RecordRejected("ttl", f"would live {ttl_s:.0f} s more; {rule.namespace} takes {rule.max_ttl_s:.0f} s")
 
     def _check_window(self, record: Record, position: BlockPosition | None) -> None:
         for predicate in self.rule(record.key).predicates:
@@ -382,9 +370,7 @@ class RecordValidator:
 
     def _check_member(self, record: Record, member: bool) -> None:
         if not member and self.rule(record.key).members_only:
-            raise RecordRejected(
-                "not-member", f"its owner {record.owner} is no member of subnet {self._subnet_id}"
-            )
+            raise RecordRejected("not-member", f"its owner {record.owner} is no member of subnet {self._subnet_id}")
 
     def _check_schema(self, record: Record) -> None:
         schema = self.rule(record.key).schema
