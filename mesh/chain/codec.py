@@ -47,8 +47,8 @@ class Kind(enum.Enum):
     BITS = enum.auto()
 
 
-PRIMITIVES: Final = ("bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "u256") + (
-    "i8", "i16", "i32", "i64", "i128", "i256",
+PRIMITIVES: Final = (
+    "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "u256", "i8", "i16", "i32", "i64", "i128", "i256",
 )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ class Reader:
         """The item count of a sequence whose items take a byte or more."""
         count = self.compact()
         if count > self.left:
-            raise ChainError(f"the chain's bytes promise {count} items at offset {self.position}, {self.left} bytes left")
+            raise ChainError(f"the chain's bytes promise {count} items at {self.position}, {self.left} bytes left")
         return count
 
     def text(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from mesh.chain.types import NodeClass, Score, SubnetInfo, SubnetNode, SubnetState, Submission
+from mesh.chain.types import NodeClass, Score, Submission, SubnetInfo, SubnetNode, SubnetState
 from mesh.errors import CallRefused, ChainError, RemoteProtocolError, WrongChain
 from mesh.peer import Multiaddr, PeerID, PeerInfo
 
@@ -132,9 +132,7 @@ class HotkeyDialect:
         return Call("add_stake", {**args, "stake_to_be_added": amount_planck})
 
     def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        return Call(
-            "remove_stake", {"subnet_id": subnet_id, "hotkey": hotkey, "stake_to_be_removed": amount_planck}
-        )
+        return Call("remove_stake", {"subnet_id": subnet_id, "hotkey": hotkey, "stake_to_be_removed": amount_planck})
 
     def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
         return Call("add_to_delegate_stake", {"subnet_id": subnet_id, "stake_to_be_added": amount_planck})
@@ -273,7 +271,7 @@ def bootnodes(data: Mapping[bytes, object]) -> tuple[PeerInfo, ...]:
 
 
 def parse_peer_id(raw: bytes) -> PeerID:
-    """The chain's OpaquePeerId: ASCII base58 text, or the raw multihash some tools write. Raises RemoteProtocolError."""
+    """From an OpaquePeerId: ASCII base58 text, or the raw multihash some tools write. Raises RemoteProtocolError."""
     try:
         return PeerID.parse(raw.decode("ascii"))
     except (UnicodeDecodeError, RemoteProtocolError):

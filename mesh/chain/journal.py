@@ -11,7 +11,9 @@ damaged journal forgot could do a thing twice.
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import fcntl
 import hashlib
 import json
 import logging
@@ -80,14 +82,41 @@ class Done:
 
 
 class Journal:
-    """The journal of one account on one chain. Not for two processes at once (one process per hotkey)."""
+    """The journal of one account on one chain, locked against others while it is open."""
 
-    def __init__(self, directory: Path, *, genesis: bytes, account: bytes) -> None:
-        self.path = directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
+    def __init__(self, path: Path, account: bytes, lock: int) -> None:
+        self.path = path
+        self.users = 0
+        """Submissions under way that use it; the caller counts and releases at zero."""
         self._account = account
+        self._lock = lock
         self._pending: dict[bytes, Entry] = {}
         self._done: dict[bytes, Done] = {}
         self._load()
+
+    @classmethod
+    def open_locked(cls, directory: Path, *, genesis: bytes, account: bytes) -> Journal | None:
+        """Open and read it; None while another process (or chain object) has it. Raises JournalDamaged, ChainError."""
+        path = directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ChainError(f"cannot open the journal {path}: {error.strerror}; nothing was sent") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cls(path, account, lock)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except ChainError:
+            os.close(lock)
+            raise
+
+    def release(self) -> None:
+        """Let others open it."""
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
 
     @property
     def pending(self) -> tuple[Entry, ...]:
@@ -128,7 +157,6 @@ class Journal:
 
     def _append(self, line: str) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 os.write(handle, _sealed(line))

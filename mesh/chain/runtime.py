@@ -1,4 +1,4 @@
-"""What a runtime's metadata makes possible: storage keys, calls by argument name, signed extrinsics, events by name. PURE.
+"""What metadata makes possible: storage keys, calls by argument name, signed extrinsics, events by name. PURE.
 
 Sources: Substrate `frame_support::storage` (key layout), sp-runtime `generic/era.rs` (mortal eras), extrinsic format v4
 (docs.substrate.io "Extrinsics"); accounts and signatures are Ethereum-style (20 bytes, 65 bytes, no enum byte).

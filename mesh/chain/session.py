@@ -1,0 +1,473 @@
+"""One connection to a node, used from one thread: raw JSON-RPC, checked replies, and what is read with them.
+
+`rpc` is a function from method and parameters to the JSON result; SubstrateChain's comes from substrate-interface, a
+test's from a table. Nothing here waits for anything else, keeps no lock and knows no event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mesh.chain import dialect as dialects
+from mesh.chain import metadata as metadata_v14
+from mesh.chain import runtime
+from mesh.chain.codec import Reader
+from mesh.chain.dialect import PALLET, Dialect, Read
+from mesh.chain.metadata import Metadata, StorageItem
+from mesh.chain.runtime import EventRecord, Version
+from mesh.chain.types import FIRST_SUBNET_ID, Balance, BlockRef, Snapshot, Submission, SubnetInfo, SubnetNode
+from mesh.errors import CallRefused, ChainError
+from mesh.peer import PeerInfo
+
+log = logging.getLogger(__name__)
+
+HASH_BYTES: Final = 32
+METHOD_NOT_FOUND: Final = -32601
+CODE_KEY: Final = b":code"
+PAGE_KEYS: Final = 256
+"""Storage keys asked for in one request."""
+MAX_ENTRIES: Final = 65_536
+"""Entries of one map that are read; a subnet has at most 256 nodes."""
+KEPT_BLOCKS: Final = 256
+"""Blocks whose extrinsic hashes are remembered: four eras."""
+MAX_BLOCK_EXTRINSICS: Final = 100_000
+
+Rpc = Callable[[str, Sequence[object]], object]
+
+
+class RpcRefused(ChainError):
+    """The node answered a JSON-RPC error."""
+
+    def __init__(self, method: str, code: int, message: str) -> None:
+        super().__init__(f"the node refused {method} ({code}): {message}")
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class BlockBody:
+    """What is remembered of a block: its parent and its extrinsics' hashes, in order."""
+
+    ref: BlockRef
+    parent: bytes
+    extrinsics: tuple[bytes, ...]
+
+
+@dataclass
+class Session:
+    """A connection's state: its chain and the runtime as last read."""
+
+    url: str
+    rpc: Rpc
+    genesis: bytes
+    chain_type: str
+    version: Version
+    metadata: Metadata
+    dialect: Dialect
+    cache_dir: Path | None
+    blocks: OrderedDict[bytes, BlockBody] = field(default_factory=OrderedDict)
+    next_index_known: bool = True
+    """Whether the node may have `system_accountNextIndex` (pool-aware nonces)."""
+
+
+def open_session(rpc: Rpc, url: str, *, cache_dir: Path | None) -> Session:
+    """Learn the chain behind `rpc`. Raises WrongChain when it is no Ethereum-style chain with a network pallet."""
+    genesis = unhex(rpc("chain_getBlockHash", [0]), "genesis hash", HASH_BYTES)
+    chain_type = _optional(rpc, "system_chainType", [])
+    version = read_version(rpc)
+    metadata = read_metadata(rpc, genesis, version, cache_dir)
+    return Session(
+        url=url,
+        rpc=rpc,
+        genesis=genesis,
+        chain_type=chain_type if isinstance(chain_type, str) else "",
+        version=version,
+        metadata=metadata,
+        dialect=dialects.choose(metadata.pallets[PALLET].calls if PALLET in metadata.pallets else {}),
+        cache_dir=cache_dir,
+    )
+
+
+def refresh_runtime(session: Session) -> None:
+    """Read version and, when it changed, metadata again (a runtime upgrade)."""
+    version = read_version(session.rpc)
+    if version == session.version:
+        return
+    log.info("the chain's runtime is now %s %d", version.spec_name, version.spec_version)
+    session.metadata = read_metadata(session.rpc, session.genesis, version, session.cache_dir)
+    session.dialect = dialects.choose(session.metadata.pallet(PALLET).calls)
+    session.version = version
+
+
+def read_version(rpc: Rpc) -> Version:
+    """`state_getRuntimeVersion`."""
+    raw = rpc("state_getRuntimeVersion", [])
+    if not isinstance(raw, Mapping):
+        raise ChainError("the node's runtime version is no object")
+    name, spec, transaction = raw.get("specName"), raw.get("specVersion"), raw.get("transactionVersion")
+    if not isinstance(name, str) or not isinstance(spec, int) or not isinstance(transaction, int):
+        raise ChainError("the node's runtime version lacks specName, specVersion or transactionVersion")
+    if not 0 <= spec < 1 << 32 or not 0 <= transaction < 1 << 32:
+        raise ChainError("the node's runtime version is out of range")
+    return Version(name, spec, transaction)
+
+
+def read_metadata(rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | None) -> Metadata:
+    """The runtime's metadata, from disk where the same code's bytes lie there already.
+
+    The file's name covers the hash of the runtime's code, so a node that does not tell it (a development chain, whose
+    code may change under one version) is asked each time. A cached file that cannot be read is fetched again.
+    """
+    code = _optional(rpc, "state_getStorageHash", [_hex(CODE_KEY)])
+    path: Path | None = None
+    if cache_dir is not None and isinstance(code, str):
+        identity = f"{genesis.hex()} {version} {code}".encode()
+        path = cache_dir / f"metadata-{hashlib.sha256(identity).hexdigest()[:32]}"
+        try:
+            raw = path.read_bytes()
+            if raw[:HASH_BYTES] == hashlib.sha256(raw[HASH_BYTES:]).digest():
+                return _checked(raw[HASH_BYTES:])
+            log.warning("%s is damaged; the metadata is fetched again", path)
+        except FileNotFoundError:
+            pass
+        except (OSError, ChainError) as error:
+            log.warning("%s cannot be used (%s); the metadata is fetched again", path, error)
+    raw = unhex(rpc("state_getMetadata", []), "metadata")
+    metadata = _checked(raw)
+    if path is not None:
+        _write_cache(path, hashlib.sha256(raw).digest() + raw)
+    return metadata
+
+
+def _checked(raw: bytes) -> Metadata:
+    metadata = metadata_v14.parse(raw)
+    runtime.require_known_format(metadata)
+    return metadata
+
+
+def _write_cache(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("the metadata cannot be cached at %s: %s", path, error)
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------
+
+
+def head(session: Session) -> BlockRef:
+    """The best block."""
+    return block_ref(session, unhex(session.rpc("chain_getHead", []), "head", HASH_BYTES))
+
+
+def finalized(session: Session) -> BlockRef:
+    """The last finalized block."""
+    return block_ref(session, unhex(session.rpc("chain_getFinalizedHead", []), "finalized head", HASH_BYTES))
+
+
+def block_ref(session: Session, block_hash: bytes) -> BlockRef:
+    """A block's number from its hash. Raises ChainError when the node does not know it."""
+    header = session.rpc("chain_getHeader", [_hex(block_hash)])
+    if not isinstance(header, Mapping):
+        raise ChainError(f"the node does not know the block 0x{block_hash.hex()}")
+    return BlockRef(_number(header.get("number")), block_hash)
+
+
+def block_hash(session: Session, number: int) -> bytes:
+    """Hash of a block of the best chain. Raises ChainError when there is none yet."""
+    answer = session.rpc("chain_getBlockHash", [number])
+    if answer is None:
+        raise ChainError(f"the chain has no block {number} yet")
+    return unhex(answer, f"hash of block {number}", HASH_BYTES)
+
+
+def block_body(session: Session, wanted: bytes) -> BlockBody:
+    """A block's parent and extrinsic hashes, remembered for a while."""
+    known = session.blocks.get(wanted)
+    if known is not None:
+        return known
+    answer = session.rpc("chain_getBlock", [_hex(wanted)])
+    block = answer.get("block") if isinstance(answer, Mapping) else None
+    header = block.get("header") if isinstance(block, Mapping) else None
+    raws = block.get("extrinsics") if isinstance(block, Mapping) else None
+    if not isinstance(header, Mapping) or not isinstance(raws, list) or len(raws) > MAX_BLOCK_EXTRINSICS:
+        raise ChainError(f"the node's answer for block 0x{wanted.hex()} is no block")
+    body = BlockBody(
+        BlockRef(_number(header.get("number")), wanted),
+        unhex(header.get("parentHash"), "parent hash", HASH_BYTES),
+        tuple(runtime.blake2(unhex(raw, "extrinsic")) for raw in raws),
+    )
+    session.blocks[wanted] = body
+    while len(session.blocks) > KEPT_BLOCKS:
+        session.blocks.popitem(last=False)
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where an extrinsic is, if it is anywhere, in the chain that ends at `head`."""
+
+    head: BlockRef
+    block: BlockRef | None
+    index: int
+
+
+def find_extrinsic(session: Session, digest: bytes, *, after: int, until: int) -> Found:
+    """Look for an extrinsic in the blocks `after` < number < `until` below the best one, newest first."""
+    best = head(session)
+    number, at = best.number, best.hash
+    if number >= until:
+        number = until - 1
+        at = block_hash(session, number)
+    while number > after:
+        body = block_body(session, at)
+        if body.ref.number != number:
+            raise ChainError(f"the node's block 0x{at.hex()} is number {body.ref.number}, not {number}")
+        if digest in body.extrinsics:
+            return Found(best, body.ref, body.extrinsics.index(digest))
+        number, at = number - 1, body.parent
+    return Found(best, None, -1)
+
+
+def events(session: Session, at: bytes) -> tuple[EventRecord, ...]:
+    """Events of a block, with the extrinsic that caused each."""
+    item = session.metadata.item("System", "Events")
+    key = runtime.storage_key(session.metadata, item, ())
+    return runtime.decode_events(session.metadata, read_raw(session, [key], at)[key])
+
+
+# --- storage --------------------------------------------------------------------------------------------------
+
+
+def read_raw(session: Session, keys: Sequence[bytes], at: bytes | None) -> dict[bytes, bytes | None]:
+    """Raw values of many keys at one block, in pages. Raises ChainError when the node leaves one out."""
+    if at is None:
+        at = unhex(session.rpc("chain_getHead", []), "head", HASH_BYTES)
+    values: dict[bytes, bytes | None] = {}
+    for start in range(0, len(keys), PAGE_KEYS):
+        page = keys[start : start + PAGE_KEYS]
+        answer = session.rpc("state_queryStorageAt", [[_hex(key) for key in page], _hex(at)])
+        if not isinstance(answer, list):
+            raise ChainError("the node's answer to state_queryStorageAt is no list")
+        for change_set in answer:
+            changes = change_set.get("changes") if isinstance(change_set, Mapping) else None
+            if not isinstance(changes, list):
+                raise ChainError("the node's answer to state_queryStorageAt has no changes")
+            for pair in changes:
+                if not isinstance(pair, list) or len(pair) != 2:
+                    raise ChainError("the node's answer to state_queryStorageAt has a change that is no pair")
+                values[unhex(pair[0], "storage key")] = None if pair[1] is None else unhex(pair[1], "storage value")
+        missing = next((key for key in page if key not in values), None)
+        if missing is not None:
+            raise ChainError(f"the node's answer leaves out the storage key 0x{missing.hex()}")
+    return values
+
+
+def read_many(session: Session, reads: Sequence[Read], at: bytes | None, pallet: str = PALLET) -> list[object]:
+    """Decoded values of many entries at one block, in the order asked."""
+    metadata = session.metadata
+    items = [metadata.item(pallet, read.item) for read in reads]
+    keys = [runtime.storage_key(metadata, item, read.keys) for item, read in zip(items, reads, strict=True)]
+    raw = read_raw(session, list(dict.fromkeys(keys)), at)
+    return [runtime.decode_value(metadata, item, raw[key]) for item, key in zip(items, keys, strict=True)]
+
+
+def read_map(
+    session: Session, pallet: str, name: str, keys: Sequence[object], at: bytes | None
+) -> list[tuple[tuple[object, ...], object]]:
+    """All entries under a partial key at one block, in the order of their storage keys."""
+    if at is None:
+        at = unhex(session.rpc("chain_getHead", []), "head", HASH_BYTES)
+    item = session.metadata.item(pallet, name)
+    found = _keys_under(session, item, keys, at)
+    raw = read_raw(session, found, at)
+    metadata = session.metadata
+    return [(runtime.decode_keys(metadata, item, k), runtime.decode_value(metadata, item, raw[k])) for k in found]
+
+
+def _keys_under(session: Session, item: StorageItem, keys: Sequence[object], at: bytes) -> list[bytes]:
+    prefix = runtime.storage_prefix(session.metadata, item, keys)
+    found: list[bytes] = []
+    while True:
+        start = [_hex(found[-1])] if found else [None]
+        answer = session.rpc("state_getKeysPaged", [_hex(prefix), PAGE_KEYS, *start, _hex(at)])
+        if not isinstance(answer, list):
+            raise ChainError("the node's answer to state_getKeysPaged is no list")
+        page = [unhex(key, "storage key") for key in answer]
+        previous = found[-1] if found else b""
+        for key in page:
+            if not key.startswith(prefix) or key <= previous:
+                raise ChainError(f"the node's keys of {item.name} are not under their prefix in ascending order")
+            previous = key
+        found += page
+        if len(found) > MAX_ENTRIES:
+            raise ChainError(f"the chain has more than {MAX_ENTRIES} entries of {item.name}")
+        if len(page) < PAGE_KEYS:
+            return found
+
+
+def state_call(session: Session, name: str, data: bytes, at: bytes | None = None) -> bytes:
+    """A runtime API's answer, raw."""
+    params = [name, _hex(data)] if at is None else [name, _hex(data), _hex(at)]
+    return unhex(session.rpc("state_call", params), name)
+
+
+# --- what the Chain protocol asks -----------------------------------------------------------------------------
+
+
+def resolve_subnet_id(session: Session, subnet_id: int) -> int:
+    """The real id of a friendly or real one."""
+    if subnet_id >= FIRST_SUBNET_ID:
+        (data,) = read_many(session, [Read("SubnetsData", (subnet_id,))], None)
+        if data is not None:
+            return subnet_id
+    else:
+        (real,) = read_many(session, [Read("FriendlyUidSubnetId", (subnet_id,))], None)
+        if isinstance(real, int) and real:
+            return real
+    raise ChainError(f"there is no subnet {subnet_id}")
+
+
+def subnet(session: Session, subnet_id: int, at: bytes | None) -> SubnetInfo:
+    """A subnet's facts at one block."""
+    names = ("SubnetsData", "SubnetSlot", "SubnetOwner", "SubnetMinStakeBalance", "SubnetMaxStakeBalance")
+    data, slot, owner, low, high = read_many(session, [Read(name, (subnet_id,)) for name in names], at)
+    if not isinstance(data, Mapping):
+        raise ChainError(f"there is no subnet {subnet_id}")
+    return dialects.subnet_info(data, slot=slot, owner=owner, min_stake=low, max_stake=high)
+
+
+def snapshot(session: Session, subnet_id: int, at: BlockRef | None) -> Snapshot:
+    """All nodes of a subnet at one block."""
+    block = at or head(session)
+    dialect = session.dialect
+    raws: dict[int, Mapping[str, object]] = {}
+    for name in dialect.node_maps():
+        for _, node in read_map(session, PALLET, name, (subnet_id,), block.hash):
+            if isinstance(node, Mapping):
+                raws.setdefault(dialects.integer(node, "id"), node)
+    reads = {node_id: dialect.node_reads(subnet_id, raw) for node_id, raw in sorted(raws.items())}
+    values = iter(read_many(session, [read for group in reads.values() for read in group], block.hash))
+    nodes: list[SubnetNode] = []
+    for node_id, group in reads.items():
+        node = dialect.node(raws[node_id], [next(values) for _ in group])
+        if node is not None:
+            nodes.append(node)
+    return Snapshot(subnet_id, block, tuple(nodes))
+
+
+def bootnodes(session: Session, subnet_id: int) -> tuple[PeerInfo, ...]:
+    """`SubnetBootnodes`."""
+    (data,) = read_many(session, [Read("SubnetBootnodes", (subnet_id,))], None)
+    return dialects.bootnodes(data) if isinstance(data, Mapping) else ()
+
+
+def elected(session: Session, subnet_id: int, epoch: int) -> int | None:
+    """`SubnetElectedValidator`."""
+    (node_id,) = read_many(session, [Read("SubnetElectedValidator", (subnet_id, epoch))], None)
+    return node_id if isinstance(node_id, int) else None
+
+
+def submission(session: Session, subnet_id: int, epoch: int) -> Submission | None:
+    """`SubnetConsensusSubmission`."""
+    (data,) = read_many(session, [Read("SubnetConsensusSubmission", (subnet_id, epoch))], None)
+    return dialects.submission(data) if isinstance(data, Mapping) else None
+
+
+def balance(session: Session, account: bytes) -> Balance:
+    """`System.Account`."""
+    (info,) = read_many(session, [Read("Account", (account,))], None, "System")
+    data = info.get("data") if isinstance(info, Mapping) else None
+    if not isinstance(info, Mapping) or not isinstance(data, Mapping):
+        raise ChainError("the chain's account has no data")
+    return Balance(dialects.integer(data, "free"), dialects.integer(data, "reserved"), dialects.integer(info, "nonce"))
+
+
+def node_of_hotkey(session: Session, subnet_id: int, hotkey: bytes) -> int:
+    """Node id of a hotkey in a subnet. Raises CallRefused when it has none."""
+    for node in snapshot(session, subnet_id, None).nodes:
+        if node.hotkey == hotkey:
+            return node.node_id
+    raise CallRefused(f"0x{hotkey.hex()} is the hotkey of no node in subnet {subnet_id}")
+
+
+def next_nonce(session: Session, account: bytes) -> int:
+    """The account's next nonce, pool included where the node tells it."""
+    if session.next_index_known:
+        try:
+            answer = session.rpc("system_accountNextIndex", [_hex(account)])
+            if isinstance(answer, int) and 0 <= answer < 1 << 32:
+                return answer
+        except RpcRefused as error:
+            log.debug("the node has no pool-aware nonces: %s", error)
+        session.next_index_known = False
+    raw = state_call(session, "AccountNonceApi_account_nonce", account)
+    if not 4 <= len(raw) <= 8:
+        raise ChainError(f"the runtime's nonce has {len(raw)} bytes")
+    return int.from_bytes(raw, "little")
+
+
+def fee(session: Session, extrinsic: bytes) -> int:
+    """`TransactionPaymentApi_query_info`: the inclusion fee in planck (partial_fee)."""
+    length = len(extrinsic).to_bytes(4, "little")
+    reader = Reader(state_call(session, "TransactionPaymentApi_query_info", extrinsic + length))
+    reader.compact()
+    reader.compact()
+    reader.uint(1)
+    planck = reader.uint(16)
+    reader.finish()
+    return planck
+
+
+def constant(session: Session, pallet: str, name: str) -> object:
+    """A constant of the metadata."""
+    return session.metadata.constant(pallet, name)
+
+
+# --- replies --------------------------------------------------------------------------------------------------
+
+
+def unhex(value: object, what: str, length: int | None = None) -> bytes:
+    """Bytes from 0x text. Raises ChainError naming what is not."""
+    if not isinstance(value, str) or not value.startswith("0x"):
+        raise ChainError(f"the node's {what} is no 0x text: {str(value)[:40]!r}")
+    try:
+        raw = bytes.fromhex(value[2:])
+    except ValueError as error:
+        raise ChainError(f"the node's {what} is no hexadecimal text") from error
+    if length is not None and len(raw) != length:
+        raise ChainError(f"the node's {what} has {len(raw)} bytes, not {length}")
+    return raw
+
+
+def _number(value: object) -> int:
+    try:
+        number = int(str(value), 16)
+    except ValueError as error:
+        raise ChainError(f"the node's block number is {str(value)[:40]!r}") from error
+    if not 0 <= number < 1 << 32:
+        raise ChainError(f"the node's block number is {number}")
+    return number
+
+
+def _hex(raw: bytes) -> str:
+    return f"0x{raw.hex()}"
+
+
+def _optional(rpc: Rpc, method: str, params: Sequence[object]) -> object:
+    """A reply that some nodes do not have; None then."""
+    try:
+        return rpc(method, params)
+    except RpcRefused as error:
+        log.debug("%s: %s", method, error)
+        return None
