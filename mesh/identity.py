@@ -70,6 +70,8 @@ class PeerKey:
             if key_type is KeyType.ED25519:
                 public = ed25519.Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
             elif key_type is KeyType.SECP256K1:
+                if len(secret) != 32:
+                    raise ValueError(f"{len(secret)} bytes where 32 belong")
                 public = coincurve.PrivateKey(secret).public_key.format(compressed=True)
             else:
                 loaded = serialization.load_der_private_key(secret, None)
@@ -194,6 +196,8 @@ class AccountKey:
     def from_private(cls, private: bytes) -> AccountKey:
         """From 32 bytes. Raises KeyFileError."""
         try:
+            if len(private) != 32:  # coincurve pads shorter ones: a mistyped key would become another account
+                raise ValueError(f"{len(private)} bytes")
             public = coincurve.PrivateKey(private).public_key.format(compressed=False)
         except ValueError as error:
             raise KeyFileError("an account key is 32 bytes of hexadecimal, not zero") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import stat
 import sys
@@ -180,12 +181,16 @@ def account_key(file: Path | None, variables: Sequence[str], text: str | None, *
 async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
     """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, KeyFileError when a secret
     was on the command line and the chain is not local."""
-    from mesh.chain.substrate import ChainConfig, SubstrateChain
-
     from mesh.chain.local import data_home
+    from mesh.chain.substrate import ChainConfig, SubstrateChain
     from mesh.errors import ChainUnavailable
 
-    chain = SubstrateChain(ChainConfig(urls=options.urls()), state_dir=data_home() / "journal")
+    chain = SubstrateChain(
+        ChainConfig(urls=options.urls()),
+        journal_dir=data_home() / "journal",
+        cache_dir=data_home() / "metadata",
+        rng=random.Random(os.urandom(16)),
+    )
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(options.chain_timeout) as waiting:
             await nursery.start(chain.run)
@@ -195,7 +200,7 @@ async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> 
                 f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
                 "start one with `mesh-chain`, or give --chain-url"
             )
-        if secret_on_argv and not await chain.is_local():
+        if secret_on_argv and not is_local_chain(chain.url, chain.chain_type, chain.genesis):
             raise KeyFileError(
                 "secrets on the command line are accepted on a local chain only: use --coldkey-file or MESH_COLDKEY"
             )

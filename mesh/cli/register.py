@@ -7,8 +7,6 @@ from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-import trio
-
 from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
 from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
 from mesh.errors import ConfigError
@@ -231,7 +229,7 @@ def activate_node(
     async def run() -> None:
         async with open_chain(chain) as client:
             real = await client.resolve_subnet_id(subnet_id)
-            while True:
+            async for _ in client.heads():
                 snapshot = await client.snapshot(real)
                 node = next((n for n in snapshot.nodes if account == n.hotkey or n.node_id == subnet_node_id), None)
                 if node is None:
@@ -241,9 +239,6 @@ def activate_node(
                     print(f"{state}; activation is automatic, there is nothing to call")
                     return
                 print(f"{state}; waiting", flush=True)
-                with trio.move_on_after(600):
-                    async for _ in client.heads():
-                        break
 
     run_until_signalled(run)
 

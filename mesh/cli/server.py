@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import tomllib
 from collections.abc import Awaitable, Callable
@@ -163,9 +164,8 @@ def _run(
 
     log.configure(level=node.log_level, json_lines=node.log_json, file=node.log_file)
     identity = load_peer_key(config.identity_path) if node.identity_path else _throwaway(config)
-    from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
-
     from mesh.chain.local import data_home
+    from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
     from mesh.node import Parts, one_process_per_hotkey, warn_when_open
 
     net = Libp2pNetwork(identity, Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs))
@@ -175,7 +175,13 @@ def _run(
     else:
         from mesh.chain.substrate import ChainConfig, SubstrateChain
 
-        the_chain = SubstrateChain(ChainConfig(urls=config.chain_urls), state_dir=config.data_dir / "chain")
+        the_chain = SubstrateChain(
+            ChainConfig(urls=config.chain_urls),
+            journal_dir=config.data_dir / "journal",
+            cache_dir=data_home() / "metadata",
+            recover=(hotkey.account_id,) if hotkey else (),
+            rng=random.Random(os.urandom(16)),
+        )
 
     def started(info: NodeInfo) -> None:
         _announce(label, info, node)

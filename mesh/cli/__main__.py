@@ -1,0 +1,5 @@
+"""`python -m mesh.cli`: the app, where no entry points are installed."""
+
+from mesh.cli.app import main
+
+main()

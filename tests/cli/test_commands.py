@@ -1,0 +1,145 @@
+"""The commands as a stranger types them: flags of both spellings, one-sentence errors, exit codes."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mesh.cli.app import build
+from mesh.cli.common import load_dotenv, normalized, planck, run_app, single_cause
+from mesh.cli.register import share
+from mesh.config import NodeConfig, usable_maddrs
+from mesh.errors import ConfigError, DialFailed
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The app in this process, as the entry points run it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    for name in ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE", "PUBLIC_INITIAL_PEERS", "MESH_CHAIN_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*argv: str) -> Done:
+        code: object = 0
+        try:
+            run_app(build(), argv)
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return Done(code if isinstance(code, int) else 1, out, err)
+
+    return call
+
+
+def test_flags_take_underscores_and_values_keep_theirs() -> None:
+    assert normalized(["--host_maddrs", "/a_b", "--x_y=c_d", "--", "--z_z"]) == [
+        "--host-maddrs", "/a_b", "--x-y=c_d", "--", "--z_z",
+    ]  # fmt: skip
+
+
+def test_keygen_makes_three_identities_once(run: Run) -> None:
+    argv = ("keygen", "--path", "a", "--bootstrap_path", "b", "--client_path", "c", "--key_type", "secp256k1", "--json")
+    made = json.loads(run(*argv).stdout)
+    assert len({entry["peer_id"] for entry in made.values()}) == 3
+    again = run(*argv)
+    assert again.returncode == 1
+    assert "--force" in again.stderr
+    assert "Traceback" not in again.stderr
+    shown = json.loads(run("keyview", "--path", "a", "--json").stdout)
+    assert shown["key"] == {"path": "a", "type": "secp256k1", "peer_id": made["peer"]["peer_id"]}
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("keyview", "--path", "nothing"), "not there"),
+        (("server", "no-such-subnet"), "there is no subnet"),
+        (("server", "mock", "--identity-path", "nothing", "--no_blockchain_rpc"), "not there"),
+        (("server", "mock", "--subnet-config", "nothing.toml"), "not there"),
+        (("dht", "--host_maddrs", "/ip4/1.2.3.4/udp/1/quic", "--no_blockchain_rpc"), "TCP address"),
+        (("dht", "--host_maddrs", "nonsense", "--no_blockchain_rpc"), "multiaddr"),
+        (("dht", "--initial_peers", "/ip4/1.2.3.4/tcp/1", "--no_blockchain_rpc"), "/p2p/"),
+        (("register-node", "--subnet_id", "1"), "coldkey"),
+        (("demo", "--nodes", "2"), "5 to 16"),
+        (("chain", "--fund", "0x12"), "ADDRESS=TENSOR"),
+        (("chain", "--block-time", "manual"), "--dev-rpc"),
+        (("new", "subnet", "not-a-name"), "lower-case"),
+        (("activate-node", "--subnet_id", "1"), "--hotkey"),
+    ],
+)
+def test_one_sentence_and_no_traceback(argv: tuple[str, ...], says: str, run: Run) -> None:
+    done = run(*argv)
+    assert done.returncode == 1, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(BaseException, match=".") as caught:
+        run(*argv, "--debug")
+    assert not isinstance(caught.value, SystemExit)
+
+
+def test_no_chain_is_said_in_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_COLDKEY", "11" * 32)
+    argv = ("activate-subnet", "--subnet_id", "1", "--chain-url", "ws://127.0.0.1:1", "--chain-timeout", "1")
+    done = run(*argv)
+    assert done.returncode == 1
+    assert "mesh-chain" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dotenv_with_a_secret_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESH_COLDKEY", raising=False)
+    monkeypatch.delenv("MESH_TEST_ONLY", raising=False)
+    path = tmp_path / ".env"
+    path.write_text("MESH_COLDKEY=0x11\n")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_dotenv(path)
+    assert "MESH_COLDKEY" not in os.environ
+    path.write_text("MESH_TEST_ONLY=1\nMESH_COLDKEY=\n")
+    monkeypatch.setenv("MESH_COLDKEY", "")
+    monkeypatch.setenv("MESH_TEST_ONLY", "2")
+    load_dotenv(path)
+    assert os.environ["MESH_TEST_ONLY"] == "2"
+
+
+@pytest.mark.parametrize("text", ["-1", "1e30", "nan", "x", "0.0000000000000000001", ""])
+def test_amounts_are_exact_or_refused(text: str) -> None:
+    assert planck("100.5", name="x") == 100_500_000_000_000_000_000
+    with pytest.raises(ConfigError, match="--x"):
+        planck(text, name="x")
+    with pytest.raises(ConfigError):
+        share("1.1", name="x")
+
+
+def test_quic_addresses_are_left_out() -> None:
+    assert usable_maddrs(("/ip4/0.0.0.0/tcp/1", "/ip4/0.0.0.0/udp/1/quic")) == (
+        ("/ip4/0.0.0.0/tcp/1",),
+        ("/ip4/0.0.0.0/udp/1/quic",),
+    )
+
+
+def test_config_names_the_field_and_its_range(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="subnet_id"):
+        NodeConfig(identity_path=tmp_path, data_dir=tmp_path, subnet_id=0)
+    with pytest.raises(ValueError, match="colour"):
+        NodeConfig(identity_path=tmp_path, data_dir=tmp_path, colour="red")
+
+
+def test_the_one_cause_comes_out_of_nested_groups() -> None:
+    wanted = DialFailed("x")
+    group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [wanted])])
+    assert single_cause(group) is wanted
