@@ -499,6 +499,10 @@ class Struct(Type):
         inside = ", ".join(f"{name}: {each.ident}" for name, each in self.fields.items())
         self.ident = f"{path}{{{inside}}}"
 
+    def with_params(self, **params: Type) -> Struct:
+        """The same type with generic parameters, which show in the metadata only."""
+        return Struct("::".join(self.path), self.fields, params=tuple(params.items()))
+
     def encode(self, value: Any) -> bytes:
         return _encode_named(self.ident, self.fields, value)
 
@@ -548,6 +552,10 @@ class Enum(Type):
             raise ValueError(f"{path}: two variants share an index")
         inside = ", ".join(f"{name}={v.index}{_fields_ident(v.fields)}" for name, v in self.variants.items())
         self.ident = f"{path}<{inside}>"
+
+    def with_params(self, **params: Type) -> Enum:
+        """The same type with generic parameters, which show in the metadata only."""
+        return Enum("::".join(self.path), self.variants, params=tuple(params.items()))
 
     def encode(self, value: Any) -> bytes:
         if isinstance(value, str):

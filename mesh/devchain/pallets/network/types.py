@@ -37,7 +37,7 @@ node_class = enum(_AT + "SubnetNodeClass", Registered=None, Idle=None, Included=
 classification = struct(_AT + "SubnetNodeClassification", node_class=node_class, start_epoch=u32)
 """A class and the subnet epoch from which it holds."""
 
-delegate_account = struct(_AT + "DelegateAccount", account_id=account_id, rate=u128)
+delegate_account = struct(_AT + "DelegateAccount", account_id=account_id, rate=u128).with_params(AccountId=account_id)
 
 subnet_node = struct(
     _AT + "SubnetNode",
@@ -52,7 +52,7 @@ subnet_node = struct(
     unique=option(bounded_bytes),
     non_unique=option(bounded_bytes),
     delegate_account=option(delegate_account),
-)
+).with_params(AccountId=account_id)
 
 subnet_state = enum(_AT + "SubnetState", Registered=None, Active=None, Paused=None)
 
@@ -79,7 +79,7 @@ registration_subnet_data = struct(
     delegate_stake_percentage=u128,
     initial_coldkeys=btree_map(account_id, u32),
     bootnodes=btree_map(opaque_peer_id, bounded_bytes),
-)
+).with_params(AccountId=account_id)
 
 removal_reason = enum(
     _AT + "SubnetRemovalReason",
@@ -156,7 +156,7 @@ emergency_validators = struct(
     total_epochs=u32,
 )
 
-overwatch_node = struct(_AT + "OverwatchNode", id=u32, hotkey=account_id)
+overwatch_node = struct(_AT + "OverwatchNode", id=u32, hotkey=account_id).with_params(AccountId=account_id)
 
 queued_swap_call = enum(
     _AT + "QueuedSwapCall",
@@ -167,11 +167,11 @@ queued_swap_call = enum(
         "to_subnet_node_id": u32,
         "balance": u128,
     },
-)
+).with_params(AccountId=account_id)
 
 queued_swap_item = struct(
     _AT + "QueuedSwapItem", id=u32, call=queued_swap_call, queued_at_block=u32, execute_after_blocks=u32
-)
+).with_params(AccountId=account_id)
 
 hooks_weight = struct("sp_weights::weight_v2::Weight", ref_time=compact(u64), proof_size=compact(u64))
 
