@@ -506,10 +506,16 @@ class AnsweringChannel:
         """Serve until the peer ends, idles out, breaks the protocol or we are cancelled; handlers end with it.
 
         Raises StreamBroken, RemoteProtocolError. The caller closes the stream."""
+        failure: MeshError | None = None
         with self.scope:
             async with trio.open_nursery() as self._nursery:
-                await _until_first(self._read, self.writer.run)
+                try:
+                    await _until_first(self._read, self.writer.run)
+                except MeshError as error:
+                    failure = error  # raised below, as the nursery would wrap it
                 self._nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def reserve(self, call: InboundCall, amount: int) -> None:
         """Take buffer space for a call, of this channel's share and the node's. Raises RemoteFailure `busy`."""
