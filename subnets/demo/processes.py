@@ -96,10 +96,10 @@ class Fleet:
         code = await trio.to_thread.run_sync(process.popen.wait)
         raise ProcessFailed(f"{process.name} ended with code {code} before it was ready; {_tail(process.log)}")
 
-    def check(self) -> None:
-        """Raises ProcessFailed when one has ended by itself."""
+    def check(self, *, except_for: str = "") -> None:
+        """Raises ProcessFailed when one has ended by itself; `except_for` may be down on purpose."""
         for process in self.processes.values():
-            if (code := process.popen.poll()) is not None:
+            if process.name != except_for and (code := process.popen.poll()) is not None:
                 raise ProcessFailed(f"{process.name} ended with code {code}; {_tail(process.log)}")
 
     def end(self) -> None:
