@@ -740,17 +740,19 @@ class DHT:
     async def _collect(self, key: bytes, *, first: bool) -> dict[Slot, Record]:
         self._validator.rule(key)
         target = key_of(key)
-        now = self._clock.now()
-        found = {record.slot: record for record in self._store.records(key, now=now)}
+        allowed = await self._allowed_owners(key)
+        held = self._store.records(key, now=self._clock.now())
+        found = {record.slot: record for record in held if record.owner in allowed}
 
         async def ask(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
             reply = await self._ask_find(info, target, key=key)
             closer = parse_peers(reply.closer, local=self._rpc.net.local)
             budget = self._config.max_get_bytes
+            last: tuple[bytes, bytes] | None = None
             while True:
-                last = await self._merge(found, key, reply.records, info.peer_id)
+                last = await self._merge(found, key, reply.records, source=info.peer_id, after=last)
                 budget -= sum(map(len, reply.records))
-                if not reply.more or last is None or budget <= 0:
+                if not reply.more or not reply.records or budget <= 0:
                     break
                 reply = await self._ask_find(info, target, key=key, after=last)
             return closer, Counts.YES if reply.role is Role.SERVER else Counts.ROUTES_ONLY
@@ -767,11 +769,17 @@ class DHT:
         return found
 
     async def _merge(
-        self, found: dict[Slot, Record], key: bytes, raws: Sequence[bytes], source: PeerID
+        self,
+        found: dict[Slot, Record],
+        key: bytes,
+        raws: Sequence[bytes],
+        *,
+        source: PeerID,
+        after: tuple[bytes, bytes] | None,
     ) -> tuple[bytes, bytes] | None:
-        """Take what is newer, after checking it. Returns where the page ended. Raises RemoteProtocolError for
-        what no honest peer sends; its page ends there, and what was taken before stays, being valid."""
-        last: tuple[bytes, bytes] | None = None
+        """Take what is newer, after checking it. Returns where the page, which begins behind `after`, ended.
+        Raises RemoteProtocolError for what no honest peer sends; what was taken before stays, being valid."""
+        last = after
         for number, raw in enumerate(raws):
             if number % 32 == 31:
                 await trio.lowlevel.checkpoint()
@@ -799,6 +807,20 @@ class DHT:
                 raise
             found[record.slot] = record
         return last
+
+    async def _allowed_owners(self, key: bytes) -> frozenset[PeerID]:
+        """Of those whose records we hold, who may own some still: of all checks only membership, besides
+        expiry, can have changed since."""
+        held = self._store.owners(key)
+        if not held or not self._validator.rule(key).members_only:
+            return frozenset(held)
+        allowed: list[PeerID] = []
+        for number, owner in enumerate(held):
+            if number % 64 == 63:
+                await trio.lowlevel.checkpoint()
+            if await self._is_member(owner):
+                allowed.append(owner)
+        return frozenset(allowed)
 
     async def _check_read(self, record: Record) -> None:
         self._validator.check_envelope(record, purpose=Purpose.READ, now=self._clock.now())
@@ -830,20 +852,10 @@ class DHT:
             now=self._clock.now(),
             max_bytes=self._config.max_guest_page_bytes if is_guest else self._config.max_page_bytes,
             after=after,
+            owners=await self._allowed_owners(request.key),
         )
-        # Their other checks cannot have changed since they were stored; membership can.
-        members: dict[PeerID, bool] = {}
-        rule = self._validator.rule(request.key) if page.records else None
-        records: list[bytes] = []
-        for record in page.records:
-            if rule is not None and rule.members_only:
-                if record.owner not in members:
-                    members[record.owner] = await self._is_member(record.owner)
-                if not members[record.owner]:
-                    continue
-            records.append(record.to_bytes())
-        more = page.more and bool(records)
-        return FindReply(role=self.role, closer=closer, records=tuple(records), more=more)
+        records = tuple(record.to_bytes() for record in page.records)
+        return FindReply(role=self.role, closer=closer, records=records, more=page.more)
 
     async def _answer_store(self, request: StoreRequest, ctx: RpcContext) -> StoreReply:
         self._on_caller(ctx, request.role, request.addrs)

@@ -40,6 +40,9 @@ class SenderRates:
         self._config = config
         self._buckets: OrderedDict[PeerID, _Bucket] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._buckets)
+
     def spend(self, sender: PeerID, size: int, *, now: float) -> None:
         """Charge one record of `size` bytes. Raises RecordRejected("rate"); a refused record costs
         nothing."""

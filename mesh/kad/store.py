@@ -174,14 +174,29 @@ class RecordStore:
         owners = self._keys.get(key, {})
         return tuple(owners[place].record for place in sorted(owners) if not owners[place].record.is_expired(now))
 
-    def page(self, key: bytes, *, now: float, max_bytes: int, after: tuple[PeerID, bytes] | None = None) -> Listing:
-        """As `records`, at most `max_bytes` of them but at least one, from behind `after` on."""
-        owners = self._keys.get(key, {})
-        places = sorted(place for place in owners if after is None or place > after)
+    def owners(self, key: bytes) -> tuple[PeerID, ...]:
+        """Who owns records under a key, sorted."""
+        return tuple(sorted({owner for owner, _ in self._keys.get(key, {})}))
+
+    def page(
+        self,
+        key: bytes,
+        *,
+        now: float,
+        max_bytes: int,
+        after: tuple[PeerID, bytes] | None = None,
+        owners: frozenset[PeerID] | None = None,
+    ) -> Listing:
+        """As `records`, of these owners only if told, at most `max_bytes` of them but at least one, from
+        behind `after` on."""
+        slots = self._keys.get(key, {})
+        places = sorted(
+            place for place in slots if (after is None or place > after) and (owners is None or place[0] in owners)
+        )
         chosen: list[Record] = []
         used = 0
         for place in places:
-            record = owners[place].record
+            record = slots[place].record
             if record.is_expired(now):
                 continue
             used += record_bytes(record)
