@@ -157,6 +157,7 @@ async def run_node(
         if view.epochs is not None and hotkey is not None:
             loop = ConsensusLoop(
                 chain=view.chain,
+                subnet_id=view.subnet_id,
                 epochs=view.epochs,
                 dht=dht,
                 content=content,

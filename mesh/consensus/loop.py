@@ -128,6 +128,7 @@ class ConsensusLoop:
         self,
         *,
         chain: Chain,
+        subnet_id: int,
         epochs: Epochs,
         dht: DHT,
         content: Content,
@@ -145,7 +146,7 @@ class ConsensusLoop:
         self.config = config or ConsensusConfig()
         self._chain = chain
         self._epochs = epochs
-        self._subnet_id = epochs.subnet_id
+        self._subnet_id = subnet_id
         self._dht = dht
         self._content = content
         self._subnet = subnet
@@ -155,8 +156,9 @@ class ConsensusLoop:
         self._send = settlements
         self._receiver = receiver
         self._validator = rules.timeless_validator(
-            subnet.rules(subnet_config), subnet_id=self._subnet_id, genesis=chain.genesis
+            subnet.rules(subnet_config), subnet_id=subnet_id, genesis=chain.genesis
         )
+        self._serving = False
         self._rounds: dict[int, _Round] = {}
         self._started_at: EpochPosition | None = None
         self._resettled = trio.Event()
@@ -167,7 +169,9 @@ class ConsensusLoop:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; started() once it watches. A chain that is away is waited for."""
         self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._content.rpc.serve(ConsensusServicer(self))
+        if not self._serving:
+            self._content.rpc.serve(ConsensusServicer(self))
+            self._serving = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_inventories)
             task_status.started()
@@ -178,6 +182,8 @@ class ConsensusLoop:
                     await self._epochs.wait_block()
                     continue
                 ticked = block
+                if not 0 < self._epochs.slot <= block.number:
+                    continue  # the subnet is not active yet: its epochs are still to be numbered
                 position = self._epochs.position()
                 if self._started_at is None:
                     self._started_at = position
