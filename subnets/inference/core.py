@@ -50,7 +50,8 @@ ARCHITECTURES: Final[Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]]] 
 
 def dump_model(tensors: Tensors) -> bytes:
     """safetensors bytes, without metadata: the same tensors give the same bytes, hence the same digest."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
+    data: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
+    return data
 
 
 def load_model(data: bytes, *, architecture: str, width: int) -> Tensors:
@@ -64,7 +65,7 @@ def load_model(data: bytes, *, architecture: str, width: int) -> Tensors:
         raise ModelRejected(f"{architecture} has a width of {MIN_WIDTH} to {MAX_WIDTH}, not {width}")
     shapes = shapes_of(width)
     try:
-        tensors = load(data)
+        tensors: Tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         # KeyError and its kin: dtypes that safetensors knows and this torch does not
         raise ModelRejected(f"not a safetensors file: {error}") from error

@@ -6,6 +6,7 @@ demo's client measures what was really gained.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,22 +34,36 @@ def prepare_data(directory: Path, seed: int) -> DataPaths:
 
     The same seed gives the same files. Imports numpy and scikit-learn.
     """
+    paths = DataPaths(directory / "pool", directory / "judge")
+    pixels, classes, order = _digits(seed)
+    _write(paths.judge, JUDGE_FILE, pixels[order[:JUDGE_SAMPLES]], classes[order[:JUDGE_SAMPLES]])
+    _write(paths.pool, POOL_FILE, pixels[order[JUDGE_SAMPLES:]], classes[order[JUDGE_SAMPLES:]])
+    return paths
+
+
+def prepare_pool(directory: Path, seed: int) -> None:
+    """Write only the pool of `seed`, into `directory` itself: for a node that was given no data."""
+    pixels, classes, order = _digits(seed)
+    _write(directory, POOL_FILE, pixels[order[JUDGE_SAMPLES:]], classes[order[JUDGE_SAMPLES:]])
+
+
+def _digits(seed: int) -> tuple[Any, Any, Any]:
+    """(pixels in 0..1, classes, the order that `seed` gives)."""
     import numpy as np
-    from safetensors.numpy import save_file
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = (digits.data / 16.0).astype(np.float32)
-    classes = digits.target.astype(np.int64)
-    order = np.random.default_rng(seed).permutation(len(pixels))
-    paths = DataPaths(directory / "pool", directory / "judge")
-    for path, file, chosen in (
-        (paths.judge, JUDGE_FILE, order[:JUDGE_SAMPLES]),
-        (paths.pool, POOL_FILE, order[JUDGE_SAMPLES:]),
-    ):
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({"x": pixels[chosen], "y": classes[chosen]}, path / file)
-    return paths
+    order = np.random.default_rng(seed).permutation(len(digits.data))
+    return (digits.data / 16.0).astype(np.float32), digits.target.astype(np.int64), order
+
+
+def _write(directory: Path, file: str, x: Any, y: Any) -> None:
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{file}"
+    save_file({"x": x, "y": y}, temporary)
+    os.replace(temporary, directory / file)
 
 
 def read_arrays(file: Path) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ child was restarted; every other job is a pure function of its arguments and the
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mesh.errors import ModelRejected
@@ -20,6 +21,7 @@ from subnets.optimization.core import (
     train,
     verify,
 )
+from subnets.optimization.data import POOL_FILE, prepare_pool
 from subnets.optimization.islands import Island
 
 ARCHITECTURE = "mlp-digits-1"
@@ -49,6 +51,14 @@ def explore(args: dict[str, Any]) -> dict[str, Any]:
     return {"candidate": candidate.model_dump(), "ppm": ppm}
 
 
+def pool(args: dict[str, Any]) -> dict[str, Any]:
+    """{directory, seed} → {}: write the pool of `seed` there, unless there is one. Never the judge set."""
+    directory = Path(args["directory"])
+    if not (directory / POOL_FILE).exists():
+        prepare_pool(directory, args["seed"])
+    return {}
+
+
 def measure(args: dict[str, Any]) -> dict[str, Any]:
     """{pool, candidate, seed, splits} → {ppm}: a candidate's mean over `splits` fresh splits named by `seed`."""
     seeds = [seed_of("measure", args["seed"], number) for number in range(args["splits"])]
@@ -58,10 +68,10 @@ def measure(args: dict[str, Any]) -> dict[str, Any]:
 def judge(args: dict[str, Any]) -> dict[str, Any]:
     """{pool, candidate, incumbent, seed} → {candidate_ppm, incumbent_ppm}: what a verifier votes. Both are trained
     on the same splits with the same seeds, so that their difference is less noisy than either."""
-    pool = load_pool(args["pool"])
+    samples = load_pool(args["pool"])
     return {
-        "candidate_ppm": verify(Candidate(**args["candidate"]), pool, args["seed"]),
-        "incumbent_ppm": verify(Candidate(**args["incumbent"]), pool, args["seed"]),
+        "candidate_ppm": verify(Candidate(**args["candidate"]), samples, args["seed"]),
+        "incumbent_ppm": verify(Candidate(**args["incumbent"]), samples, args["seed"]),
     }
 
 

@@ -24,7 +24,7 @@ from mesh.consensus.quorum import SALT_BYTES, commitment
 from mesh.consensus.windows import SLACK_BLOCKS, Windows
 from mesh.errors import RecordRejected
 from mesh.kad.record import Record
-from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, Window, pack_value
+from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, StoreWindow, pack_value
 from mesh.peer import PeerID
 from subnets.optimization.candidate import DEFAULT, Candidate
 
@@ -178,7 +178,7 @@ class During:
         if position is None:
             raise RecordRejected("window", "this node does not know the chain's block yet")
         when = getattr(Windows.of(position.length), self.window)
-        Window(when.first, when.last, self.slack)(record, position)
+        StoreWindow(when.first, when.last, self.slack)(record, position)
 
 
 def rules(*, max_ttl_s: float, migrant_ttl_s: float) -> Sequence[NamespaceRule]:
