@@ -111,7 +111,7 @@ consensus_data = struct(
     remove_queue_node_id=option(u32),
     data=vec(consensus_score),
     args=option(bounded_bytes),
-)
+).with_params(AccountId=account_id)
 """One submission; ``validator_id`` is the proposer's subnet *node* id."""
 
 distribution_data = struct(_AT + "DistributionData", validator_emissions=u128, weights=btree_map(u32, u128))
