@@ -30,6 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | needs
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[subnets,gateway,dev]'
+	@# libp2p brings trio-typing, whose stubs of an old trio would hide trio's own types from mypy.
+	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
 	@touch $@
 
 install: $(VENV)/.installed

@@ -108,7 +108,7 @@ class PeerKey:
         if self.type is KeyType.ED25519:
             return ed25519.Ed25519PrivateKey.from_private_bytes(self.private).sign(message)
         if self.type is KeyType.SECP256K1:
-            return coincurve.PrivateKey(self.private).sign(message)
+            return bytes(coincurve.PrivateKey(self.private).sign(message))
         key = serialization.load_der_private_key(self.private, None)
         assert isinstance(key, rsa.RSAPrivateKey)
         return key.sign(message, padding.PKCS1v15(), hashes.SHA256())

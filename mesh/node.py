@@ -131,7 +131,7 @@ async def run_node(
         content = Content(config.data_dir / "content", rpc)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, bootstrap)
-        worker = Worker(getattr(subnet, "jobs", {}))
+        worker = Worker(subnet.jobs)
         await nursery.start(worker.run)
 
         send, receive = trio.open_memory_channel[Settlement](MAX_UNREAD_SETTLEMENTS)

@@ -57,7 +57,7 @@ class PeerID:
         return self.multihash[2:] if self.multihash[0] == _IDENTITY else None
 
     def __str__(self) -> str:
-        return base58.b58encode(self.multihash).decode()
+        return str(base58.b58encode(self.multihash).decode())
 
     def __repr__(self) -> str:
         return f"PeerID({self})"

@@ -8,11 +8,11 @@ comes in a SubnetContext, so a test hands it fakes.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from pydantic import BaseModel
@@ -82,11 +82,26 @@ class SubnetContext:
 class Subnet(Protocol):
     """A subnet. Subclassing is not needed; tests/subnets/test_contract.py runs over all entry points."""
 
-    name: ClassVar[str] | str
-    score_id: str
-    """Name and semver of the scoring function, part of every proposal: others abstain from one they do not know."""
-    Config: type[BaseModel]
-    """Frozen, extra="forbid"; every field has a default or is required from the command line or file."""
+    @property
+    def name(self) -> str:
+        """How people call it: the entry point's name."""
+        ...
+
+    @property
+    def score_id(self) -> str:
+        """Name and semver of the scoring function, part of every proposal: others abstain from one they do not
+        know."""
+        ...
+
+    @property
+    def Config(self) -> type[BaseModel]:
+        """Its settings: frozen, extra="forbid"; required fields come from the file given with --subnet-config."""
+        ...
+
+    @property
+    def jobs(self) -> Mapping[str, str]:
+        """What its compute worker can do: name -> "package.module:function"; empty when it computes nothing."""
+        ...
 
     def rules(self, config: Any) -> Sequence[NamespaceRule]:
         """The record namespaces it writes; records of any other namespace are refused."""

@@ -50,7 +50,7 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
 
 def normalized(tokens: Sequence[str]) -> list[str]:
     """`--host_maddrs` means `--host-maddrs`: flags may be written with underscores, values stay as they are."""
-    result = []
+    result: list[str] = []
     for token in tokens:
         if token == "--":
             return [*result, *tokens[len(result) :]]
@@ -181,7 +181,7 @@ def account_key(file: Path | None, variables: Sequence[str], text: str | None, *
 async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
     """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, KeyFileError when a secret
     was on the command line and the chain is not local."""
-    from mesh.chain.local import data_home
+    from mesh.chain.local import data_home, is_local_chain
     from mesh.chain.substrate import ChainConfig, SubstrateChain
     from mesh.errors import ChainUnavailable
 
