@@ -31,7 +31,9 @@ def make(request: pytest.FixtureRequest) -> Callable[[str], Network]:
         return lambda name: sim.node(PeerKey.dev(name))
     from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 
-    return lambda name: Libp2pNetwork(PeerKey.dev(name), Libp2pConfig(dial_timeout_s=3, linger_s=0.2, sweep_interval_s=0.1))
+    return lambda name: Libp2pNetwork(
+        PeerKey.dev(name), Libp2pConfig(dial_timeout_s=3, linger_s=0.2, sweep_interval_s=0.1)
+    )
 
 
 @asynccontextmanager
