@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
-from mesh.chain.epochs import Epochs
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.chain.client import Chain
+from mesh.chain.epochs import Epochs
 from mesh.chain.types import BlockRef, EpochPosition, Score, Snapshot, Submission, SubnetNode
 from mesh.consensus import round as rules
 from mesh.consensus.round import (
