@@ -392,8 +392,8 @@ class Ledger:
         self._emit("SubnetRegistered", owner=origin, name=name, subnet_id=subnet_id)
 
     def _activate_subnet(self, origin: bytes, args: Mapping[str, object]) -> None:
-        subnet = self._subnet(args)
-        if subnet.info.owner != origin:
+        subnet = self.subnets.get(_int(args, "subnet_id"))
+        if subnet is None or subnet.info.owner != origin:
             raise _Failed("NotSubnetOwner")
         if subnet.info.state is not SubnetState.REGISTERED:
             raise _Failed("SubnetMustBeRegistering")
