@@ -23,12 +23,12 @@ from mesh.clock import Clock
 from mesh.errors import ConfigError
 from mesh.identity import PeerKey
 from mesh.kad.record import Record
-from mesh.kad.validator import NamespaceRule
+from mesh.kad.validator import NamespaceRule, pack_value
 
 if TYPE_CHECKING:
     from mesh.chain.epochs import Epochs
     from mesh.content import Content
-    from mesh.dht import DHT
+    from mesh.dht import DHT, StoreReport
     from mesh.rpc.servicer import Rpc, Servicer
     from mesh.worker import Worker
 
@@ -77,6 +77,18 @@ class SubnetContext:
     data_dir: Path
     settlements: trio.MemoryReceiveChannel[Settlement]
     """Epochs as they are settled, oldest first; bounded, the oldest unread one is dropped."""
+
+    async def put_evidence(
+        self, epoch: int, key: bytes, value: BaseModel, *, subkey: bytes = b"", ttl_s: float = 3600.0
+    ) -> StoreReport:
+        """Put a record of ours where an epoch's evidence is looked for: at every validator of its snapshot.
+
+        Raises what `DHT.put` raises, and ChainError when the epoch has not begun. Without validators (no chain) it
+        goes to the closest nodes.
+        """
+        snapshot = await self.epochs.snapshot(epoch)
+        validators = [node.peer_id for node in snapshot.validators(epoch)]
+        return await self.dht.put(key, pack_value(value), subkey=subkey, ttl_s=ttl_s, peers=validators or None)
 
 
 class Subnet(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
@@ -91,6 +92,17 @@ class Epochs:
                 if (here.epoch, here.offset) >= (epoch, offset) and self._head.number >= self.slot:
                     return
             await moved.wait()
+
+    async def each(self) -> AsyncIterator[int]:
+        """The epoch that runs now, then every new one as it begins."""
+        epoch = -1
+        while True:
+            moved = self._moved
+            if self._head is not None and (now := self.position().epoch) > epoch:
+                epoch = now
+                yield epoch
+            else:
+                await moved.wait()
 
     async def snapshot(self, epoch: int) -> Snapshot:
         """The subnet's nodes in the state at the epoch's first block. Raises ChainError when it is still to come."""

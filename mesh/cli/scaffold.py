@@ -25,74 +25,51 @@ $name = "$name:subnet"
 packages = ["$name"]
 """)
 
-SUBNET = Template('''"""The $name subnet: each node answers `echo`, and earns by keeping its greeting in the DHT."""
-
-from dataclasses import dataclass
-from typing import ClassVar
+SUBNET = Template('''"""The $name subnet: nodes answer `echo`, and earn for saying in every epoch that they are there."""
 
 import trio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from mesh.auth.authorizer import PeerClass
-from mesh.chain.types import Score
-from mesh.kad.validator import NamespaceRule, pack_value
-from mesh.rpc.servicer import Servicer, method
-
-NAMESPACE = "$name"
-
-
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    greeting: str = "hello"
+from mesh.chain.types import ONE, Score
+from mesh.kad.validator import NamespaceRule
+from mesh.rpc.servicer import RpcContext, Servicer, method
 
 
 class Text(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    text: str
+    text: str = "hello"
 
 
-class Echo(Servicer):
-    protocol = "/$name/echo/1.0.0"
+class EchoServicer(Servicer):
+    protocol = "/$name/1.0.0"
 
-    @method(least=PeerClass.MEMBER, timeout_s=5.0)
-    async def rpc_echo(self, request: Text, ctx) -> Text:
+    @method(timeout_s=5.0)  # members only, unless `least` says otherwise
+    async def rpc_echo(self, request: Text, ctx: RpcContext) -> Text:
         return request
 
 
-@dataclass(frozen=True)
-class Subnet:
-    name: ClassVar[str] = "$name"
-    score_id: ClassVar[str] = "$name-0.1.0"  # raise it whenever score() changes
-    Config: ClassVar[type[BaseModel]] = Config
+class EchoSubnet:
+    name, score_id, Config, jobs = "$name", "$name/1.0.0", Text, {}
 
-    def rules(self, config):
-        return [NamespaceRule(NAMESPACE, schema=Text, max_value_bytes=256, max_ttl_s=600, max_records_per_owner=1)]
+    def rules(self, config):  # records of any other kind are refused
+        return [NamespaceRule("$name", schema=Text, max_value_bytes=256, max_ttl_s=3600, max_records_per_owner=1)]
 
     def evidence_keys(self, epoch):
-        return [f"{NAMESPACE}/{epoch}".encode()]
+        return [b"$name/%d" % epoch]
 
     def servicers(self, ctx, config):
-        return [Echo()]
+        return [EchoServicer()]
 
     async def run(self, ctx, config, *, task_status=trio.TASK_STATUS_IGNORED):
         task_status.started()
-        epoch = -1
-        while True:
-            if ctx.epochs.position().epoch > epoch:
-                epoch = ctx.epochs.position().epoch
-                snapshot = await ctx.epochs.snapshot(epoch)
-                peers = [node.peer_id for node in snapshot.validators(epoch)]
-                value = pack_value(Text(text=config.greeting))
-                await ctx.dht.put(self.evidence_keys(epoch)[0], value, ttl_s=300, peers=peers)
-            await ctx.epochs.wait_block()
+        async for epoch in ctx.epochs.each():
+            await ctx.put_evidence(epoch, b"$name/%d" % epoch, config)
 
-    def score(self, evidence):
+    def score(self, evidence):  # the same for every node: integers, from the evidence alone
         present = {record.owner for record in evidence.records}
-        nodes = evidence.snapshot.validators(evidence.epoch)
-        return [Score(node.node_id, 10**18) for node in nodes if node.peer_id in present]
+        return [Score(node.node_id, ONE) for node in evidence.snapshot.nodes if node.peer_id in present]
 
 
-subnet = Subnet()
+subnet = EchoSubnet()
 ''')
 
 

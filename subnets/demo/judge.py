@@ -57,7 +57,7 @@ async def _outcome(chain: Chain, client: Client, subnet_id: int, settled: Settle
     length = chain.epoch_length
     first = first_block(work_epoch, slot=slot, length=length)
     snapshot = await chain.snapshot(subnet_id, BlockRef(first, await chain.block_hash(first)))
-    rules = subnet.rules(subnet.Config.model_construct())
+    rules = subnet.rules(subnet.Config())
     ctx = RoundContext(
         genesis=chain.genesis,
         subnet_id=subnet_id,

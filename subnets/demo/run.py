@@ -257,7 +257,7 @@ class Demo:
         pool: Path,
     ) -> tuple[PeerInfo, ...]:
         settings = self.directory / "optimization.toml"
-        settings.write_text(f'data_dir = "{pool}"\n')
+        settings.write_text(f'pool = "{pool}"\n')
         ready: dict[str, PeerInfo] = {}
 
         async def start(node: NodeKeys) -> None:
