@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mesh.devchain.overlay import MemoryState, Overlay
 from mesh.devchain.pallet import Context, Dispatch, Pays
@@ -13,7 +15,7 @@ from mesh.devchain.pallets import RUNTIME_VERSION, balances, books, network, sys
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.epoch import draw
 from mesh.devchain.pallets.network.storage import DEV_GENESIS
-from mesh.devchain.scale import TupleOf
+from mesh.devchain.scale import TupleOf, encode_fields
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
 TENSOR = 10**18
@@ -91,19 +93,22 @@ class Chain:
             self.next_block()
 
     def to_slot(self, epoch: int, *, elect: int | None = None, subnet_id: int = SUBNET) -> None:
-        """Go to the slot block that starts a subnet epoch; `elect`: under a parent hash that elects this node."""
+        """Go to the slot block that starts a subnet epoch; `elect`: under a parent hash that elects this node.
+
+        Where the settlement in that block changes the election slots, the election is overruled instead.
+        """
         slot = self.get(s.SubnetSlot, subnet_id)
         self.to_block(epoch * self.length + slot - 1)
         if elect is None:
             self.next_block()
             return
         slots = self.get(s.SubnetNodeElectionSlots, subnet_id)
-        for guess in range(10_000):
-            self.parent_hash = guess.to_bytes(32, "big")
-            if slots[draw(self.parent_hash, subnet_id, epoch, len(slots))] == elect:
-                self._start()
-                return
-        raise AssertionError(f"no hash elects {elect}")
+        guesses = (guess.to_bytes(32, "big") for guess in range(10_000))
+        self.parent_hash = next(each for each in guesses if slots[draw(each, subnet_id, epoch, len(slots))] == elect)
+        self._start()
+        if self.get(s.SubnetNodeElectionSlots, subnet_id) != slots:
+            self.ctx().put(s.SubnetElectedValidator, subnet_id, epoch, value=elect)
+        assert self.get(s.SubnetElectedValidator, subnet_id, epoch) == elect
 
     def call(self, name: str, origin: bytes, **args: Any) -> Pays:
         """Run a call as the runtime does: arguments through their SCALE, writes dropped when it fails."""
@@ -128,19 +133,15 @@ class Chain:
     def error(self, name: str, origin: bytes, **args: Any) -> str:
         """The error a call fails with; nothing may have changed."""
         before = dict(self.state.changes)
-        try:
+        with pytest.raises(Dispatch) as caught:
             self.call(name, origin, **args)
-        except Dispatch as failure:
-            assert self.state.changes == before
-            if failure.pallet is None:
-                assert failure.error in self.pallet.error_indices
-            return failure.error
-        raise AssertionError(f"{name} did not fail")
+        assert self.state.changes == before
+        failure = caught.value
+        assert failure.pallet is not None or failure.error in self.pallet.error_indices
+        return failure.error
 
     def encode_event(self, event: str, content: Any) -> bytes:
         """The event's bytes; fails when the content does not fit the declaration."""
-        from mesh.devchain.scale import encode_fields
-
         return encode_fields(event, self.pallet.event_variants[event].fields, content)
 
     def get(self, item: Any, *keys: Any) -> Any:
@@ -260,6 +261,3 @@ def peer(number: int) -> bytes:
 
 def account(number: int) -> bytes:
     return hashlib.blake2b(b"account %d" % number, digest_size=20).digest()
-
-
-Scores = Callable[[], Mapping[int, int]]

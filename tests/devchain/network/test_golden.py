@@ -57,8 +57,10 @@ def test_the_submission_is_the_recorded_one(replayed: Chain) -> None:
     assert submission["block"] == 24
     assert submission["validator_epoch_progress"] == 50000000000000000
     assert submission["validator_reward_factor"] == 999876605424013824
-    assert [(node, each["block"], each["attestor_progress"], each["reward_factor"])
-            for node, each in submission["attests"].items()] == [
+    assert [
+        (node, each["block"], each["attestor_progress"], each["reward_factor"])
+        for node, each in submission["attests"].items()
+    ] == [
         (1, 25, 52631578947368421, 999999999999890816),
         (2, 27, 157894736842105263, 999999993547153280),
         (3, 24, 0, 10**18),
@@ -70,9 +72,7 @@ def test_money_outside_the_pallet_moved_as_recorded(replayed: Chain) -> None:
     recorded = json.loads((GOLDEN / "golden_state_end.json").read_text())["storage"]
 
     def free(who: bytes) -> int:
-        (value,) = [
-            value for key, value in recorded.items() if key.startswith(ACCOUNTS) and key.endswith(who.hex())
-        ]
+        (value,) = [value for key, value in recorded.items() if key.startswith(ACCOUNTS) and key.endswith(who.hex())]
         return int.from_bytes(bytes.fromhex(value[2:])[16:32], "little")
 
     ctx = replayed.ctx()
