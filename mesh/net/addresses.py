@@ -22,7 +22,7 @@ def tcp_endpoint(address: Multiaddr) -> tuple[str, int] | None:
     """Host and port of `/ip4|ip6|dns…/<host>/tcp/<port>`, or None when it is anything else or cannot be dialled."""
     try:
         parts = list(address.items())
-    except (MultiaddrError, ValueError, LookupError, UnicodeError):
+    except (MultiaddrError, ValueError, LookupError, TypeError, EOFError):  # bytes of strangers, parsed only now
         return None
     if len(parts) != 2 or parts[1][0].name != "tcp":
         return None
@@ -36,8 +36,11 @@ def tcp_endpoint(address: Multiaddr) -> tuple[str, int] | None:
 
 
 def without_peer(address: Multiaddr) -> Multiaddr:
-    """The address less a trailing `/p2p/…`."""
-    text = str(address)
+    """The address less a trailing `/p2p/…`; as it is when it cannot be parsed."""
+    try:
+        text = str(address)
+    except (MultiaddrError, ValueError, LookupError, TypeError, EOFError):
+        return address
     head, separator, _ = text.rpartition("/p2p/")
     return Multiaddr(head) if separator and head else address
 

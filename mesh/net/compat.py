@@ -1,7 +1,7 @@
 """The faults of py-libp2p 0.8.1, contained.
 
 B1, B4, B10 and B12 are patches of single names in its modules, listed in `PATCHES`, each with what it replaces, so
-that a test can put the fault back. B2, B7, B9 and B11 are handled per host or per call by functions here. B3 (inbound
+that a test can put the fault back. B2, B7, B9, B11, B19 and B20 are handled per host or per call here. B3 (inbound
 slots never freed), B8 (a host left without close) and B18 (listening with SO_REUSEPORT, so that two processes share a
 port in silence) do not arise because mesh.net.libp2p accepts and closes connections itself. B5, B6 and B13 to B17 are
 the muxer's: see mesh.net.yamux. tests/net/test_compat.py shows every fault with py-libp2p alone; a test that fails
@@ -157,6 +157,9 @@ def contain(host: BasicHost) -> None:
     # The default resource manager counts every connection twice against 10 per second for all strangers together and
     # refuses by the machine's free memory; mesh.net.libp2p has limits of its own.
     swarm.set_resource_manager(None)
+    # B20: every 10 s it dialled all peers ever identified, up to half of high_watermark, whatever low_watermark says.
+    swarm.auto_connector.run_background_task = _nothing
+    swarm.auto_connector.maybe_connect = _nothing
     # Two notifees ran as tasks at every stream's beginning and end, and neither does anything there.
     swarm.notify_opened_stream = _nothing
     swarm.notify_closed_stream = _nothing
@@ -176,7 +179,7 @@ def use_muxer(host: BasicHost, make: Callable[[ISecureConn, ID], IMuxedConn]) ->
     multistream.new_conn = new_conn
 
 
-async def _nothing(_stream: INetStream) -> None:
+async def _nothing(*_arguments: object) -> None:
     return
 
 

@@ -302,10 +302,10 @@ class Libp2pNetwork:
                         await trio.sleep_forever()
                 finally:
                     self._host, self._nursery = None, None
-                    # B8: a host that is only cancelled keeps its connections.
+                    # B8: a host that is only cancelled keeps its connections. Ours have closed their sockets as they
+                    # were cancelled; this ends py-libp2p's own tasks.
                     deadline = trio.current_time() + self.config.close_timeout_s
                     with trio.CancelScope(deadline=deadline, shield=True):
-                        await self._close(_swarm(host).get_connections())
                         await host.close()
         finally:
             for listener in listeners:
