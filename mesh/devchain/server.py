@@ -192,7 +192,7 @@ class Connection:
         try:
             self._send.send_nowait(json.dumps(message))
         except trio.WouldBlock:
-            log.warning("a client does not read: %d messages wait for it, it is closed", len(self._subscriptions))
+            log.warning("a client that does not read is closed: %d messages wait", self.limits.max_outgoing_messages)
             self._scope.cancel()
 
     def _flush(self) -> None:
@@ -614,8 +614,11 @@ async def serve(chain: DevChain, listeners: list[trio.SocketListener]) -> None:
     async def handle(stream: trio.SocketStream) -> None:
         nonlocal connections
         if connections >= limits.max_connections:
-            log.warning("a connection was closed: %d are open, the limit", connections)
-            await stream.aclose()
+            log.warning("a connection was turned away: %d are open, the limit", connections)
+            with trio.move_on_after(DISCONNECT_TIMEOUT_S), contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+                await stream.receive_some(4096)  # closing with the request unread would take the answer back
+            await trio.aclose_forcefully(stream)
             return
         connections += 1
         try:
