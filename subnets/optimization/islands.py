@@ -1,14 +1,15 @@
 """One island: an ask/tell optimizer over the unit cube, one candidate at a time. Runs in the compute worker.
 
-The engine is CMA-ES (Hansen, `cma`) with a small population: evaluations are few and noisy. Migrants are injected as
-solutions (Hansen 2011, "Injecting external solutions into CMA-ES"), so a foreign champion shifts the distribution
-only as far as the island's own measurement of it justifies.
+The engine is CMA-ES (Hansen, `cma`) with a small population: evaluations are few and noisy. A migrant is measured like
+any candidate; only if it beats all the island has seen is it injected into the next generation (Hansen 2011,
+"Injecting external solutions into CMA-ES"). What others say of it counts for nothing.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from subnets.optimization.candidate import DEFAULT, DIMENSIONS, Candidate, from_unit, to_unit
@@ -43,24 +44,32 @@ class Island:
             },
         )
         self._migrants: deque[Candidate] = deque(maxlen=MAX_WAITING_MIGRANTS)
-        self._asked: deque[object] = deque()
-        self._told: list[tuple[object, float]] = []
+        self._visitor: Candidate | None = None
+        self._asked: deque[Sequence[float]] = deque()
+        self._told: list[tuple[Sequence[float], float]] = []
+        self._best = 0
 
     def inject(self, migrant: Candidate) -> None:
-        """Try a foreign candidate in the next generation; the oldest waiting one gives way when there are too many."""
+        """Measure a foreign candidate next; the oldest waiting one gives way when there are too many."""
         self._migrants.append(migrant)
 
     def ask(self) -> Candidate:
         """The next candidate to measure; answer it with `tell` before asking again."""
+        if self._migrants:
+            self._visitor = self._migrants.popleft()
+            return self._visitor
         if not self._asked:
-            if self._migrants:
-                self._engine.inject([to_unit(m) for m in self._migrants], force=True)
-                self._migrants.clear()
             self._asked.extend(self._engine.ask())
-        return from_unit(self._asked[0])  # type: ignore[arg-type]
+        return from_unit(self._asked[0])
 
     def tell(self, ppm: int) -> None:
         """The measured accuracy of the candidate that was asked last."""
+        best, self._best = self._best, max(self._best, ppm)
+        if self._visitor is not None:
+            if ppm > best:
+                self._engine.inject([to_unit(self._visitor)])  # joins the next generation, not this one
+            self._visitor = None
+            return
         self._told.append((self._asked.popleft(), -ppm / 1e6))
         if not self._asked:
             self._engine.tell([point for point, _ in self._told], [loss for _, loss in self._told])
