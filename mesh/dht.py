@@ -116,6 +116,8 @@ class DhtConfig(BaseModel):
     guest_finds_per_s: float = Field(default=5.0, gt=0, description="find requests of one guest")
     all_guest_finds_per_s: float = Field(default=50.0, gt=0, description="find requests of all guests together")
     max_callers: int = Field(default=1024, ge=1, description="callers whose rate is remembered")
+    shun_s: float = Field(default=600.0, ge=0, description="how long a peer that broke the protocol is not asked")
+    max_shunned: int = Field(default=1024, ge=1, description="such peers remembered")
     max_pings: int = Field(default=256, ge=1, description="peers waiting to be pinged")
     max_handovers: int = Field(default=64, ge=1, description="new peers waiting to be given records")
     max_handover_records: int = Field(default=1024, ge=1, description="records given to one new peer")
@@ -197,6 +199,7 @@ class DHT:
         self._state = DhtState(state_path, max_peers=self._config.peer_cache)
         self._own: dict[Slot, tuple[PeerID, ...] | None] = {}
         self._infrastructure: frozenset[PeerID] = frozenset()
+        self._shunned: dict[PeerID, float] = {}
         self._changes = 0
         self._changed = trio.Event()
         self._running = False
@@ -627,7 +630,7 @@ class DHT:
             peer = info.peer_id
             try:
                 if not await self._may_be_asked(peer):
-                    raise NotAuthorized("not-registered", f"{peer} is no member: not asked")
+                    raise NotAuthorized("not-registered", f"{peer} is no member, or misbehaved: not asked")
                 closer, counts = await ask(info)
             except MeshError as error:
                 log.debug("dht.no_answer", extra={"peer": str(peer), "error": str(error)})
@@ -694,6 +697,10 @@ class DHT:
         if isinstance(error, RemoteProtocolError):
             log.warning("dht.misbehaved", extra={"peer": str(peer), "error": str(error)})
             self._table.remove(peer)
+            self._shunned.pop(peer, None)
+            self._shunned[peer] = trio.current_time() + self._config.shun_s
+            while len(self._shunned) > self._config.max_shunned:
+                del self._shunned[next(iter(self._shunned))]
         elif isinstance(error, RemoteFailure):
             self._table.on_seen(peer, now=trio.current_time())  # alive, if not well
         else:
@@ -721,7 +728,13 @@ class DHT:
             except trio.WouldBlock:
                 log.debug("dht.hand_over_skipped", extra={"peer": str(info.peer_id)})
 
+    def _is_shunned(self, peer: PeerID) -> bool:
+        until = self._shunned.get(peer)
+        return until is not None and trio.current_time() < until
+
     async def _may_be_asked(self, peer: PeerID) -> bool:
+        if self._is_shunned(peer):
+            return False
         return peer in self._infrastructure or await self._is_member(peer)
 
     async def _is_member(self, peer: PeerID) -> bool:
@@ -893,7 +906,7 @@ class DHT:
         """Whoever may and wants to serve gets a place in the table for having called."""
         if ctx.peer_class < PeerClass.INFRASTRUCTURE or role is Role.CLIENT:
             return
-        if ctx.remote == self._identity.peer_id:
+        if ctx.remote == self._identity.peer_id or self._is_shunned(ctx.remote):
             return
         info = PeerInfo(ctx.remote, parse_addrs(raw, ours=self._rpc.net.local.addrs))
         if info.addrs:

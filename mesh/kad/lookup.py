@@ -139,7 +139,7 @@ class Lookup:
         in_flight = 0
         for candidate in self._sorted:
             if candidate.state is _State.WAITING:
-                if now - candidate.asked_at >= patience_s:
+                if now >= candidate.asked_at + patience_s:  # as wake_at says it, to the last bit
                     candidate.state = _State.SLOW
                     self.stats.slow += 1
                 else:

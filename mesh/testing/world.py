@@ -114,8 +114,12 @@ class World:
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
         """Do something later; ties in the order of asking."""
+        self.at(self.now + delay_s, action)
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Do something at a time."""
         self._count += 1
-        heapq.heappush(self._events, (self.now + delay_s, self._count, action))
+        heapq.heappush(self._events, (when, self._count, action))
 
     def run(self) -> None:
         """Until nothing is left to happen."""
@@ -218,8 +222,7 @@ class World:
                 return
             wake_at = lookup.wake_at()
             if wake_at is not None:
-                # Patience is compared with >=: a nanosecond later is late enough, whatever the rounding.
-                self.after(max(0.0, wake_at - self.now) + 1e-9, advance)
+                self.at(max(self.now, wake_at), advance)
 
         def ask(info: PeerInfo) -> None:
             def answered(reply: Reply) -> None:

@@ -45,12 +45,14 @@ RULES = (
 class Node:
     """One DHT node and what stands under it."""
 
-    def __init__(self, cluster: Cluster, key: PeerKey, role: Role, state_path: Path | None) -> None:
+    def __init__(
+        self, cluster: Cluster, key: PeerKey, role: Role, state_path: Path | None, kind: type[DHT] = DHT
+    ) -> None:
         self.key = key
         self.id = key.peer_id
         self.net: SimNode = cluster.sim.node(key)
         self.rpc = Rpc(self.net, cluster.authorizer, rng=random.Random(1))
-        self.dht = DHT(
+        self.dht = kind(
             self.rpc,
             key,
             rules=RULES if role is not Role.ROUTING_ONLY else (),
@@ -106,9 +108,16 @@ class Cluster:
         self.position: BlockPosition | None = BlockPosition(110, 5, 10, 20)
         self.nodes: list[Node] = []
 
-    async def add(self, label: str | None = None, *, role: Role = Role.SERVER, state_path: Path | None = None) -> Node:
+    async def add(
+        self,
+        label: str | None = None,
+        *,
+        role: Role = Role.SERVER,
+        state_path: Path | None = None,
+        kind: type[DHT] = DHT,
+    ) -> Node:
         key = PeerKey.dev(label or f"node-{len(self.nodes)}")
-        node = Node(self, key, role, state_path)
+        node = Node(self, key, role, state_path, kind)
         bootstrap = [n.info for n in self.nodes[:1]]
         self.nodes.append(node)
         await self.nursery.start(node.run, bootstrap)
