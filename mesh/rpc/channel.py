@@ -68,6 +68,9 @@ class FrameWriter:
         self._window = f.WINDOW_BYTES
         self._wake = trio.Event()
         self._scope = trio.CancelScope()
+        self._is_stopped = False
+        self.writing_since: float | None = None
+        """When the write began that is going on."""
 
     def control(self, frame: f.Credit | f.Cancel) -> None:
         """Queue a control frame; it goes out before everything else."""
@@ -112,20 +115,21 @@ class FrameWriter:
                 f"{self._stream.remote.short} leaves {self._config.max_queued_frames} frames unread"
             )
 
+    def stop(self) -> None:
+        """Begin no more writes: what is queued was never sent."""
+        self._is_stopped = True
+
     async def _send(self) -> None:
-        while True:
+        while not self._is_stopped:
             batch, finished = self._next_batch()
             if not batch:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
             data = b"".join(batch)
-            with trio.move_on_after(self._config.write_timeout_s) as scope:
-                await self._stream.send_all(data)
-            if scope.cancelled_caught:
-                raise StreamBroken(
-                    f"{self._stream.remote.short} read nothing for {self._config.write_timeout_s} s"
-                )
+            self.writing_since = trio.current_time()
+            await self._stream.send_all(data)
+            self.writing_since = None
             self._metrics.bytes_out += len(data)
             for message in finished:
                 message.done.set()
@@ -176,21 +180,31 @@ class _FrameReader:
         self._decoder = f.FrameDecoder()
         self._unreturned = 0
         self._partial_since: float | None = None
+        self.last_frame = trio.current_time()
 
-    async def next(self, idle_s: float) -> list[f.Frame] | None:
-        """The next frames; none after `idle_s` without one; None at the end of the stream.
+    async def next(self) -> list[f.Frame] | None:
+        """The next frames; None at the end of the stream. Raises StreamBroken, RemoteProtocolError."""
+        try:
+            frames = await self._next()
+        except (StreamBroken, RemoteProtocolError):
+            self._writer.stop()
+            raise
+        if frames is None:
+            self._writer.stop()
+        return frames
 
-        Raises StreamBroken, RemoteProtocolError."""
-        idle_until = trio.current_time() + idle_s
+    async def _next(self) -> list[f.Frame] | None:
         while True:
-            since = self._partial_since
-            deadline = idle_until if since is None else since + self._config.frame_timeout_s
-            with trio.move_on_at(deadline) as scope:
+            if self._partial_since is None:
                 data = await self._stream.receive_some(_READ_BYTES)
-            if scope.cancelled_caught:
-                if since is None:
-                    return []
-                raise RemoteProtocolError(f"a frame was not complete within {self._config.frame_timeout_s} s")
+            else:
+                data = b""
+                with trio.CancelScope(deadline=self._partial_since + self._config.frame_timeout_s) as scope:
+                    data = await self._stream.receive_some(_READ_BYTES)
+                if scope.cancelled_caught:
+                    raise RemoteProtocolError(
+                        f"a frame was not complete within {self._config.frame_timeout_s} s"
+                    )
             if not data:
                 if self._decoder.is_partial:
                     raise StreamBroken("the stream ended within a frame")
@@ -199,9 +213,10 @@ class _FrameReader:
             frames = self._decoder.feed(data)
             if not self._decoder.is_partial:
                 self._partial_since = None
-            elif frames or since is None:
+            elif frames or self._partial_since is None:
                 self._partial_since = trio.current_time()
             if frames:
+                self.last_frame = trio.current_time()
                 return frames
 
     def took(self, body: bytes) -> None:
@@ -210,6 +225,28 @@ class _FrameReader:
         if self._unreturned * 3 >= f.WINDOW_BYTES:
             self._writer.control(f.Credit(0, self._unreturned))
             self._unreturned = 0
+
+
+async def _watch(
+    reader: _FrameReader, writer: FrameWriter, config: RpcConfig, idle_s: float, *, is_used: Used
+) -> None:
+    """Return when the channel is idle. Raises StreamBroken when a write waits too long.
+
+    One task that sleeps, in place of a timeout around every read and write: those are most of what a call costs."""
+    while True:
+        now = trio.current_time()
+        idle_at = reader.last_frame + idle_s
+        if now >= idle_at:
+            if not is_used():
+                return
+            idle_at = now + idle_s
+        if writer.writing_since is not None and now >= writer.writing_since + config.write_timeout_s:
+            raise StreamBroken(f"the peer read nothing for {config.write_timeout_s} s")
+        # A stalled write is noticed after one to two timeouts.
+        await trio.sleep_until(min(idle_at, now + config.write_timeout_s))
+
+
+Used = Callable[[], bool]
 
 
 class _Stale:
@@ -283,9 +320,16 @@ class CallingChannel:
             with self.scope:
                 stream = await open_stream()
                 self._metrics.channels_opened += 1
-                self._writer = FrameWriter(stream, self._config, self._metrics)
+                self._writer = writer = FrameWriter(stream, self._config, self._metrics)
                 self.ready.set()
-                await _until_first(lambda: self._read(stream), self._writer.run)
+                reader = _FrameReader(stream, self._writer, self._config, self._metrics)
+                await _until_first(
+                    lambda: self._read(reader),
+                    self._writer.run,
+                    lambda: _watch(
+                        reader, writer, self._config, self._idle_s, is_used=lambda: self.waiting > 0
+                    ),
+                )
         except RemoteProtocolError as violation:
             error = violation
             on_violation(violation)
@@ -314,7 +358,11 @@ class CallingChannel:
         RemoteProtocolError. Cancelled: the peer is told, and its handler cancelled."""
         self.waiting += 1
         try:
-            async with self._slots:
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
+            try:
                 if self.closed is not None or self._writer is None:
                     raise NotSent(str(self.closed))
                 self._last_id = call_id = self._last_id + 1
@@ -326,6 +374,8 @@ class CallingChannel:
                     await call.done.wait()
                 finally:
                     self._forget(call)
+            finally:
+                self._slots.release()
         finally:
             self.waiting -= 1
             self.last_used = trio.current_time()
@@ -352,15 +402,12 @@ class CallingChannel:
         if call.message.left and self._writer is not None:
             self._writer.drop(call.message)  # refused before it had all of it
 
-    async def _read(self, stream: Stream) -> None:
+    async def _read(self, reader: _FrameReader) -> None:
         assert self._writer is not None
-        reader = _FrameReader(stream, self._writer, self._config, self._metrics)
         while True:
-            frames = await reader.next(self._idle_s)
+            frames = await reader.next()
             if frames is None:
                 raise StreamBroken(f"{self.peer.short} closed the channel")
-            if not frames and not self.waiting:
-                return
             for frame in frames:
                 match frame:
                     case f.Response():
@@ -510,7 +557,18 @@ class AnsweringChannel:
         with self.scope:
             async with trio.open_nursery() as self._nursery:
                 try:
-                    await _until_first(self._read, self.writer.run)
+                    reader = _FrameReader(self.stream, self.writer, self.config, self._metrics)
+                    await _until_first(
+                        lambda: self._read(reader),
+                        self.writer.run,
+                        lambda: _watch(
+                            reader,
+                            self.writer,
+                            self.config,
+                            self.config.idle_in_s,
+                            is_used=lambda: bool(self.calls),
+                        ),
+                    )
                 except MeshError as error:
                     failure = error  # raised below, as the nursery would wrap it
                 self._nursery.cancel_scope.cancel()
@@ -525,12 +583,11 @@ class AnsweringChannel:
         self._reserved += amount
         call.reserved += amount
 
-    async def _read(self) -> None:
-        reader = _FrameReader(self.stream, self.writer, self.config, self._metrics)
+    async def _read(self, reader: _FrameReader) -> None:
         while True:
-            frames = await reader.next(self.config.idle_in_s)
-            if frames is None or (not frames and not self.calls):
-                return  # at the end of the stream nobody waits for answers any more
+            frames = await reader.next()
+            if frames is None:
+                return  # nobody waits for answers any more
             self.last_used = trio.current_time()
             for frame in frames:
                 match frame:
@@ -597,18 +654,26 @@ class AnsweringChannel:
 
     async def _answer(self, call: InboundCall, admission: Admission) -> None:
         request = call.request
-        status, body = Status(TIMEOUT, "", "the method did not finish in time", True), b""
+        status = Status(TIMEOUT, "", "the method did not finish in time", True)
+        message: Outgoing | None = None
         try:
             try:
                 with call.scope:
                     body = await admission.answer(call)
                     status = OK
+                    message = self._queue(request.call_id, OK, body)
+                    await message.done.wait()
             except BaseException as error:  # noqa: BLE001 - a handler's failure is an answer, never ours
                 status = self._service.status_of_exception(error, f"{request.protocol} {request.method}")
             if status.code:
                 self._metrics.count_error(self._metrics.errors_in, status.code)
-            if not call.is_cancelled:
-                await self._send(call, status, body)
+                if not call.is_cancelled:
+                    message = self._queue(request.call_id, status, b"")
+                    call.scope = trio.CancelScope(deadline=trio.current_time() + self.config.write_timeout_s)
+                    with call.scope:
+                        await message.done.wait()
+            if message is not None and not message.done.is_set():
+                self._give_up(message, call)
         finally:
             del self.calls[request.call_id]
             admission.release()
@@ -617,20 +682,16 @@ class AnsweringChannel:
             if not call.complete.is_set():
                 self._stale.expect(call.granted - len(call.body))
 
-    async def _send(self, call: InboundCall, status: Status, body: bytes) -> None:
-        """Send the answer: until the deadline, an error a little longer. A part that went out is taken back."""
-        call_id = call.request.call_id
+    def _queue(self, call_id: int, status: Status, body: bytes) -> Outgoing:
         message = Outgoing(f.Response(call_id, *status, 0, b""), body)
         self.writer.add(message)
-        call.scope = trio.CancelScope(
-            deadline=trio.current_time() + self.config.write_timeout_s if status.code else call.deadline
-        )
-        with call.scope:
-            await message.done.wait()
-        if not message.done.is_set():
-            self.writer.drop(message)
-            if message.started and not call.is_cancelled:
-                self.writer.control(f.Cancel(call_id))
+        return message
+
+    def _give_up(self, message: Outgoing, call: InboundCall) -> None:
+        """An answer whose deadline passed, or that is no longer wanted, before all of it was sent."""
+        self.writer.drop(message)
+        if not call.is_cancelled:
+            self.writer.control(f.Cancel(message.call_id))
 
 
 async def _until_first(*tasks: Callable[[], Awaitable[None]]) -> None:

@@ -454,7 +454,7 @@ class Rpc:
         self.metrics.calls_out += 1
         try:
             answer: bytes | None = None
-            with trio.move_on_at(deadline):
+            with trio.CancelScope(deadline=deadline):
                 if peer == self.net.local.peer_id:
                     answer = await self._call_here(spec, body, deadline)
                 else:
@@ -471,6 +471,7 @@ class Rpc:
             channel = self._channel(peer)
             channel.waiting += 1  # so that nobody closes it as idle
             try:
+                # A checkpoint even when it is set: the reader may be about to hear that the channel broke.
                 await channel.ready.wait()
                 if channel.closed is not None and not isinstance(channel.closed, StreamBroken):
                     raise channel.closed

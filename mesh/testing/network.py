@@ -129,8 +129,11 @@ class _Pipe:
 
     async def _wait(self, until: float | None) -> None:
         """Until something changes, `until`, or the pipe breaks."""
-        deadline = min(t for t in (until, self._broken_at, float("inf")) if t is not None)
-        with trio.move_on_at(deadline):
+        if until is None and self._broken_at is None:
+            await self._changed.wait()
+            return
+        deadline = min(t for t in (until, self._broken_at) if t is not None)
+        with trio.CancelScope(deadline=deadline):
             await self._changed.wait()
 
 

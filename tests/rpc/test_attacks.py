@@ -323,6 +323,7 @@ async def test_hostile_answers_are_errors_of_the_call(name: str, autojump_clock:
         # An honest answer right after, over the same channel or a fresh one.
         it.attacker.serve(RPC_PROTOCOL, _answers_well)
         await it.attacker.disconnect(it.honest.net.local.peer_id)
+        await trio.sleep(0.1)  # the caller hears of it
         answer = await it.honest.call(BlobServicer.rpc_wait, it.attacker.local.peer_id, Blob())
         assert answer.blob == b"ok"
 

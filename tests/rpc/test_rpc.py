@@ -27,6 +27,7 @@ from mesh.rpc.body import pack
 from mesh.rpc.config import RpcConfig
 from mesh.rpc.servicer import Rpc, RpcContext, Servicer, Stub, method
 from mesh.testing.network import SimNetwork
+from mesh.testing.simulation import run_sim
 
 from .conftest import Nodes
 
@@ -406,17 +407,19 @@ async def test_dead_and_unknown_peers(nodes: Nodes, autojump_clock: MockClock) -
         await stub.echo(Echo())
 
 
-async def test_a_call_that_was_not_sent_is_tried_on_a_fresh_channel(
-    nodes: Nodes, autojump_clock: MockClock
-) -> None:
-    sim = SimNetwork(seed=1, latency_s=0.01)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_call_that_was_not_sent_is_tried_on_a_fresh_channel(nodes: Nodes, seed: int) -> None:
     servicer = EchoServicer()
-    async with nodes([servicer], [], sim=sim) as (server, client):
-        stub = client.stub(EchoServicer, server.net.local.peer_id)
-        await stub.echo(Echo())
-        await client.net.disconnect(server.net.local.peer_id)
-        await stub.echo(Echo())  # without a checkpoint in between: the old channel does not know yet
-        assert len(servicer.contexts) == 2
+
+    async def main() -> None:
+        async with nodes([servicer], []) as (server, client):
+            stub = client.stub(EchoServicer, server.net.local.peer_id)
+            await stub.echo(Echo())
+            await client.net.disconnect(server.net.local.peer_id)
+            await stub.echo(Echo())  # at once: the channel has not heard of it yet
+
+    run_sim(main, seed)
+    assert len(servicer.contexts) == 2
 
 
 async def test_an_idle_channel_is_closed_and_opened_again(nodes: Nodes, autojump_clock: MockClock) -> None:
