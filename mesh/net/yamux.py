@@ -41,8 +41,8 @@ _HEADER: Final = struct.Struct("!BBHII")  # version, type, flags, stream id, len
 _DATA, _WINDOW, _PING, _GO_AWAY = range(4)
 _SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
 _MAX_U32: Final = 0xFFFFFFFF
-_MAX_FRAME: Final = 32 * 1024
-"""Bytes in one data frame of ours: two fit into one noise message, and control frames need not wait long."""
+_MAX_FRAME: Final = 65_480
+"""Bytes in one data frame of ours: with its header and a few control frames it fits into one noise message."""
 _MAX_BATCH: Final = 65_519
 """Plaintext of one noise message: frames that wait at the same time travel in one."""
 
