@@ -16,10 +16,11 @@ from mesh.clock import SimClock
 from mesh.consensus import round as rules
 from mesh.consensus.loop import ConsensusConfig, ConsensusLoop, inventory_rule, refusal_rule
 from mesh.content import Content
-from mesh.dht import DHT
+from mesh.dht import DHT, KadServicer
 from mesh.identity import AccountKey
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, pack_value, unpack_value
+from mesh.kad.wire import Role, StoreRequest
 from mesh.peer import PeerID
 from mesh.rpc.servicer import Rpc
 from mesh.subnet import Settlement
@@ -90,6 +91,7 @@ class Node:
         return self.key.peer_id
 
     async def run(self, bootstrap: Sequence[Any], *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        self.ended = trio.Event()
         with trio.CancelScope() as self.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.net.run)
@@ -100,18 +102,19 @@ class Node:
                 if self.has_loop:
                     await nursery.start(self.loop.run)
                 task_status.started()
+        self.ended.set()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        """As a kill does: nothing is said to anybody; what is on disk stays."""
         assert self.scope is not None
         self.scope.cancel()
+        await self.ended.wait()
 
     async def note(self, text: str, epoch: int = 0, *, to: Sequence[Node] | None = None) -> Record:
         """Work: a note, stored at every validator or only at some."""
         peers = [n.peer for n in (self.town.nodes.values() if to is None else to) if n is not self]
         value = pack_value(Note(text=text))
-        report = await self.dht.put(
-            note_key(epoch), value, subkey=text.encode(), ttl_s=3600.0, peers=peers
-        )
+        report = await self.dht.put(note_key(epoch), value, subkey=text.encode(), ttl_s=3600.0, peers=peers)
         assert set(report.stored) == set(peers), report
         return report.record
 
@@ -138,7 +141,7 @@ class Node:
 
     async def propose(
         self,
-        epoch: int = 0,
+        work: int = 0,
         *,
         inventories: Sequence[Record] | None = None,
         records: Sequence[Record] | None = None,
@@ -146,14 +149,14 @@ class Node:
         **args: Any,
     ) -> None:
         """A proposal by hand: honest but for what is given."""
-        ctx = await self.context(epoch)
-        invs = self.dht.local(rules.inventory_key(epoch)) if inventories is None else inventories
+        ctx = await self.context(work)
+        invs = self.dht.local(rules.inventory_key(work)) if inventories is None else inventories
         named = rules.named([unpack_value(rules.Inventory, r.value) for r in invs], ctx.thresholds.naming)
-        honest = [r for r in self.dht.local(note_key(epoch)) if r.digest in named]
+        honest = [r for r in self.dht.local(note_key(work)) if r.digest in named]
         chosen = honest if records is None else records
         data = rules.encode_blob(rules.make_blob(invs, chosen))
         fields: dict[str, Any] = {
-            "v": 1, "epoch": epoch, "snapshot": ctx.snapshot.block.hash, "evidence": self.content.put(data),
+            "v": 1, "epoch": work, "snapshot": ctx.snapshot.block.hash, "evidence": self.content.put(data),
             "size": len(data), "score": self.subnet.score_id,
         }  # fmt: skip
         if scores is None:
@@ -164,6 +167,16 @@ class Node:
             scores = [Score(node_id, count) for node_id, count in sorted(counts.items())]
         raw = pack_value(rules.ProposalArgs.model_construct(**(fields | args)))
         await self.chain.propose(SUBNET, scores, args=raw, hotkey=hotkey(self.label))
+
+    async def push(self, record: Record) -> dict[PeerID, str]:
+        """Offer somebody's record to everybody as it is; what they said, "" for stored."""
+        said = {}
+        request = StoreRequest(role=Role.SERVER, addrs=(), records=(record.to_bytes(),))
+        for node in self.town.nodes.values():
+            if node is not self:
+                reply = await self.rpc.stub(KadServicer, node.peer).store(request)
+                said[node.peer] = reply.verdicts[0]
+        return said
 
     def settled(self) -> list[Settlement]:
         """What the subnet was told and has not read."""
@@ -208,7 +221,9 @@ class Town:
             "max_stake": 900 * PLANCK, "delegate_stake_percentage": PLANCK // 10, "initial_coldkeys": {},
             "bootnodes": {bootnode: b""},
         }  # fmt: skip
-        await self._block(lambda: self.chain.submit("register_subnet", {"max_cost": 10**21, "subnet_data": data}, OWNER))
+        await self._block(
+            lambda: self.chain.submit("register_subnet", {"max_cost": 10**21, "subnet_data": data}, OWNER)
+        )
         await self._block(*(self._registration(label) for label in self.labels))
         await self._block(lambda: self.chain.submit("activate_subnet", {"subnet_id": SUBNET}, OWNER))
         await self.nursery.start(self.chain.run)
@@ -245,8 +260,9 @@ class Town:
 
     async def until(self, epoch: int, offset: int) -> None:
         """Return in the middle of this block, when everybody had time to act on it."""
-        first = next(n for n in self.nodes.values() if not n.chain.away)
-        await first.epochs.wait_until(epoch, offset)
+        block = 3 + 20 * epoch + offset
+        while self.ledger.number < block:
+            await self.ledger.moved.wait()
         await trio.sleep(BLOCK_S / 2)
 
     def submission(self, epoch: int = 1) -> Submission | None:
