@@ -157,7 +157,7 @@ def test_junk_is_refused(chain: DevChain) -> None:
     refused(chain, bytes(chain.config.pool.max_extrinsic_bytes + 1), 1010, "exhaust")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_no_junk_gets_in(chain: DevChain, junk: bytes) -> None:
     for raw in (junk, s.encode_compact(len(junk) + 1) + b"\x84" + junk):
@@ -377,6 +377,7 @@ def test_items_of_a_map_by_prefix(demo: DevChain) -> None:
         ctx.get(BY_NAME, b"b")
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.binary(max_size=3), st.none() | st.binary(max_size=2)), max_size=30))
 def test_an_overlay_reads_like_one_dict(changes: list[tuple[bytes, bytes | None]]) -> None:
     half = len(changes) // 2

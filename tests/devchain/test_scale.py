@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.devchain import scale as s
@@ -59,11 +59,13 @@ records = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(records)
 def test_every_value_comes_back(value: dict[str, Any]) -> None:
     assert record.decode_all(record.encode(value)) == value
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=200))
 def test_junk_is_a_value_or_a_scale_error(junk: bytes) -> None:
     try:
@@ -73,6 +75,7 @@ def test_junk_is_a_value_or_a_scale_error(junk: bytes) -> None:
     record.encode(value)
 
 
+@settings(deadline=None, derandomize=True)
 @given(records, st.data())
 def test_a_cut_encoding_is_refused(value: dict[str, Any], data: st.DataObject) -> None:
     whole = record.encode(value)
