@@ -12,7 +12,7 @@ from typing import Protocol
 
 import trio
 
-from mesh.chain.types import Balance, BlockRef, Event, Receipt, Score, Snapshot, SubnetInfo, Submission
+from mesh.chain.types import Balance, BlockRef, Event, Receipt, Score, Snapshot, Submission, SubnetInfo
 from mesh.identity import AccountKey
 from mesh.peer import PeerInfo
 
@@ -104,9 +104,7 @@ class Chain(Protocol):
         """
         ...
 
-    async def propose(
-        self, subnet_id: int, scores: Sequence[Score], *, args: bytes, hotkey: AccountKey
-    ) -> Receipt:
+    async def propose(self, subnet_id: int, scores: Sequence[Score], *, args: bytes, hotkey: AccountKey) -> Receipt:
         """`propose_attestation`, in the dialect's form."""
         ...
 

@@ -261,7 +261,10 @@ def bootnodes(data: Mapping[bytes, object]) -> tuple[PeerInfo, ...]:
             peer = parse_peer_id(raw)
             if not isinstance(address, bytes):
                 raise RemoteProtocolError("its address is no bytes")
-            head, _, tail = str(Multiaddr(address)).partition("/p2p/")
+            text = str(Multiaddr(address))
+            if Multiaddr(text).to_bytes() != address:  # the library reads a cut-off address as a shorter one
+                raise RemoteProtocolError("its address is cut off")
+            head, _, tail = text.partition("/p2p/")
             if tail and tail != str(peer):
                 raise RemoteProtocolError(f"its address names the peer {tail}")
             found.setdefault(peer, []).extend([Multiaddr(head)] if head else [])

@@ -113,7 +113,10 @@ async def _ping(websocket: trio_websocket.WebSocketConnection, config: HeadsConf
 
 
 def _parse(message: str | bytes) -> dict[str, object]:
-    parsed = json.loads(message)
+    try:
+        parsed = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise ChainError(f"the chain's node sent what is no JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ChainError("the chain's node sent JSON that is no object")
     return parsed

@@ -196,11 +196,33 @@ def test_the_recorded_state_reads_as_a_subnet(end: Session, state_end: dict[str,
     assert session.balance(end, found.nodes[0].coldkey).nonce == 1
 
 
-def test_a_bootnode_whose_address_names_another_peer_is_left_out(end: Session, caplog: pytest.LogCaptureFixture) -> None:
-    """The recorded entry is such a one: its id was edited by hand."""
-    peers = session.bootnodes(end, SUBNET)
-    if not peers:
-        assert "left out" in caplog.text
+def test_the_recorded_bootnode_can_be_dialled(end: Session) -> None:
+    (found,) = session.bootnodes(end, SUBNET)
+    assert found.multiaddrs() == ("/ip4/127.0.0.1/tcp/8080/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",)
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        (b"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN", "same"),  # the address names another peer
+        (b"not base58 0OIl", "same"),
+        (b"", "same"),
+        (b"\xff" * 40, "same"),
+        (b"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN", b"\xff\xff\xff"),
+        (b"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN", b"\x04\x7f"),
+        (b"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN", None),
+    ],
+)
+def test_a_malformed_bootnode_is_left_out_and_the_others_stay(
+    end: Session, metadata: Metadata, state_end: dict[str, Any], peer: bytes, address: object
+) -> None:
+    item = metadata.item("Network", "SubnetBootnodes")
+    raw = state_end["storage"][f"0x{runtime.storage_key(metadata, item, (SUBNET,)).hex()}"]
+    good = runtime.decode_value(metadata, item, bytes.fromhex(raw[2:]))
+    assert isinstance(good, dict)
+    (known,) = good.values()
+    found = dialect.bootnodes({peer: known if address == "same" else address, **good})
+    assert [str(info.peer_id)[-2:] for info in found] == ["5N"]
 
 
 def test_every_recorded_value_is_consumed_to_the_last_byte(metadata: Metadata, state_end: dict[str, Any]) -> None:
