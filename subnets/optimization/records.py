@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mesh.consensus.during import During
 from mesh.consensus.quorum import SALT_BYTES, commitment
-from mesh.consensus.windows import SLACK_BLOCKS, Windows
 from mesh.errors import RecordRejected
 from mesh.kad.record import Record
-from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, StoreWindow, pack_value
+from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, pack_value
 from mesh.peer import PeerID
 from subnets.optimization.candidate import DEFAULT, Candidate
 
@@ -164,21 +163,6 @@ def require_claim_subkey(record: Record, position: BlockPosition | None) -> None
     """Votes carry the id of the claim they are about: a predicate."""
     if len(record.subkey) != 32:
         raise RecordRejected("subkey", f"{record.key!r} takes a claim's id of 32 bytes, not {len(record.subkey)}")
-
-
-@dataclass(frozen=True, slots=True)
-class During:
-    """A predicate: records are stored only in the named window of their epoch, whose blocks follow from the epoch's
-    length (see mesh.consensus.windows)."""
-
-    window: str
-    slack: int = SLACK_BLOCKS
-
-    def __call__(self, record: Record, position: BlockPosition | None) -> None:
-        if position is None:
-            raise RecordRejected("window", "this node does not know the chain's block yet")
-        when = getattr(Windows.of(position.length), self.window)
-        StoreWindow(when.first, when.last, self.slack)(record, position)
 
 
 def rules(*, max_ttl_s: float, migrant_ttl_s: float) -> Sequence[NamespaceRule]:

@@ -28,7 +28,7 @@ from mesh.peer import PeerInfo
 from mesh.rpc.servicer import Rpc
 from mesh.subnet import Evidence, Settlement, SubnetContext
 from mesh.testing.chain import FakeChain, Ledger, _Subnet
-from mesh.testing.network import SimNetwork
+from mesh.testing.network import SimNetwork, SimNode
 from mesh.worker import Priority
 from subnets.optimization.candidate import DIMENSIONS, Candidate, from_unit, to_unit
 from subnets.optimization.config import OptimizationConfig
@@ -86,11 +86,13 @@ class ScriptedWorker:
 class SimulatedNode:
     """One optimization node and what it stands on."""
 
-    def __init__(self, world: World, number: int, subnet: OptimizationSubnet, directory: Path) -> None:
+    def __init__(
+        self, world: World, number: int, subnet: OptimizationSubnet, directory: Path, *, net: SimNode | None = None
+    ) -> None:
         self.key = PeerKey.dev(f"sim-{number}")
         self.node_id = number
         self.subnet = subnet
-        self.net = world.sim.node(self.key)
+        self.net = net or world.sim.node(self.key)
         self.rpc = Rpc(self.net, Everyone(), rng=random.Random(number))
         chain = FakeChain(world.ledger, block_time_s=BLOCK_S)
         self.chain = chain

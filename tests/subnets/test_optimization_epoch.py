@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
+import trio.testing
 
 from mesh.subnet import Settlement
 from mesh.testing.adversaries import overclaim
@@ -148,7 +149,9 @@ def test_a_node_restarted_between_commit_and_reveal_goes_on(tmp_path: Path) -> N
             old = world.nodes[1]
             old.scope.cancel()
             world.sim.kill(old.key.peer_id)
-            again = SimulatedNode(world, old.node_id, OptimizationSubnet(), old.ctx.data_dir)
+            await trio.testing.wait_all_tasks_blocked()
+            world.sim.revive(old.key.peer_id)
+            again = SimulatedNode(world, old.node_id, OptimizationSubnet(), old.ctx.data_dir, net=old.net)
             world.nodes[1] = again
             await nursery.start(again.run, [world.nodes[0].net.local])
             found = outcome((await settle(world, 0)).evidence)
