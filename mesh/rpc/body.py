@@ -20,6 +20,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 MAX_ITEMS: Final = 262_144
 """Elements of all lists and maps in one body: small bytes can unfold into large objects."""
+_BUFFER_BYTES: Final = 64 * 1024
 _UNCOUNTED_BYTES: Final = 16 * 1024  # a body this small cannot unfold into much
 
 
@@ -28,9 +29,10 @@ def pack(model: BaseModel) -> bytes:
     return _pack(model.model_dump(), type(model).__name__)
 
 
-def _pack(value: dict[str, Any], name: str) -> bytes:
+def _pack(value: dict[str, Any], name: str, *, expect_bytes: int = 0) -> bytes:
+    # A buffer of the right size at once: growing one costs a large body half again as much.
     try:
-        packed: bytes = msgpack.packb(value, default=_plain)
+        packed: bytes = msgpack.packb(value, default=_plain, buf_size=max(_BUFFER_BYTES, expect_bytes + 64))
     except (TypeError, ValueError, OverflowError) as error:
         raise LocalProtocolError(f"{name} cannot be a message: {error}") from error
     return packed
@@ -65,7 +67,7 @@ def unpack(model: type[ModelT], body: bytes | bytearray) -> ModelT:
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise RemoteProtocolError(f"{model.__name__}: the body is not msgpack ({error})") from error
     try:
-        again = _pack(result.model_dump(exclude_unset=True), model.__name__)
+        again = _pack(result.model_dump(exclude_unset=True), model.__name__, expect_bytes=len(body))
     except LocalProtocolError as error:
         raise RemoteProtocolError(str(error)) from error
     if again != body:

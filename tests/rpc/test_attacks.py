@@ -20,7 +20,7 @@ from mesh.rpc import frame as f
 from mesh.rpc.body import pack
 from mesh.rpc.config import RPC_PROTOCOL, RpcConfig
 from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
-from mesh.testing.network import SimNetwork, SimNode
+from mesh.testing.network import SimConfig, SimNetwork, SimNode
 
 
 class Blob(BaseModel):
@@ -93,8 +93,8 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
-    it = Scene(SimNetwork(seed=3, latency_s=0.01))
+async def scene(sim: SimNetwork | None = None) -> AsyncIterator[Scene]:
+    it = Scene(sim or SimNetwork(seed=3, latency_s=0.01))
     async with trio.open_nursery() as nursery:
         for node in (it.victim.net, it.honest.net, it.attacker):
             assert isinstance(node, SimNode)
@@ -231,6 +231,18 @@ async def test_a_reader_that_does_not_read(autojump_clock: MockClock) -> None:
         await trio.sleep(40)
         assert it.victim.metrics.bytes_out - sent < 10_000  # errors in place of the answers
         assert not any(c.calls for c in it.victim._answering)
+
+
+async def test_a_write_that_nobody_reads_ends_the_channel(autojump_clock: MockClock) -> None:
+    async with scene(SimNetwork(seed=3, latency_s=0.01, config=SimConfig(window_bytes=1000))) as it:
+        stream = await it.open()
+        await stream.send_all(request(1, body=pack(Blob(size=20_000))))
+        start = trio.current_time()
+        await trio.sleep(1)
+        assert len(it.victim._answering) == 2
+        while len(it.victim._answering) == 2:
+            await trio.sleep(1)
+        assert CONFIG.write_timeout_s <= trio.current_time() - start <= 2 * CONFIG.write_timeout_s + 1
 
 
 async def test_a_reader_that_reads_but_gives_no_credit(autojump_clock: MockClock) -> None:
