@@ -228,6 +228,9 @@ class MembershipAuthorizer:
 
     async def _follow(self) -> None:
         async for head in self._chain.heads():
+            if self._view is not None and head == self._view.block:
+                self._proven()
+                continue
             # `_seen` stays behind when a reading fails, so the next block tries again.
             why = await self._news(head) if head.number == self._seen + 1 else "blocks were missed"
             if why:
@@ -257,10 +260,12 @@ class MembershipAuthorizer:
 
     async def _probe(self) -> None:
         """A chain without new blocks may be idle or away: ask it."""
+        probed_at = trio.current_time()
         while True:
-            await trio.sleep_until(max(self._proven_at, trio.current_time() - 1) + self.config.probe_s)
+            await trio.sleep_until(max(self._proven_at, probed_at) + self.config.probe_s)
             if trio.current_time() < self._proven_at + self.config.probe_s:
                 continue
+            probed_at = trio.current_time()
             if self._view is None:
                 await self._try_refresh("first reading")
                 continue
