@@ -8,8 +8,11 @@ from it than the tolerance are wrong. The finding stands only if a majority of t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeVar
+
+VoteT = TypeVar("VoteT")
 
 
 class Ballot(enum.Enum):
@@ -40,6 +43,10 @@ class Finding:
         return tuple(node for node, one in self.ballots if one is ballot)
 
 
+FAULTS: Final = frozenset({Ballot.OUTSIDE, Ballot.UNREVEALED, Ballot.MISMATCH})
+"""Votes that cost a share: else one could commit to everything and reveal what suits."""
+
+
 def lower_median(values: Sequence[int]) -> int:
     """The median; of two middle values the lower one, so that it is always a value somebody measured."""
     return sorted(values)[(len(values) - 1) // 2]
@@ -64,3 +71,16 @@ def decide(quorum: Sequence[int], votes: Mapping[int, int | Ballot], *, toleranc
         return Ballot.AGREED if abs(vote - median) <= tolerance else Ballot.OUTSIDE
 
     return Finding(median, tuple((node, ballot(node)) for node in quorum))
+
+
+def revealed(
+    commits: Collection[bytes], reveals: Sequence[VoteT], commitment_of: Callable[[VoteT], bytes]
+) -> VoteT | Ballot:
+    """The vote that counts among what one member committed and revealed on one thing, or why none does."""
+    if not commits:
+        return Ballot.UNCOMMITTED if reveals else Ballot.SILENT
+    if not reveals:
+        return Ballot.UNREVEALED
+    if len(set(commits)) > 1:
+        return Ballot.MISMATCH
+    return next((vote for vote in reveals if commitment_of(vote) in commits), Ballot.MISMATCH)

@@ -97,3 +97,10 @@ def check(args: dict[str, Any]) -> dict[str, Any]:
             f"± {args['tolerance_ppm']}: they are not the candidate's"
         )
     return {"ppm": ppm}
+
+
+def score(args: dict[str, Any]) -> dict[str, Any]:
+    """{pool, model, architecture, width, seed} → {ppm}: what a model is worth on the splits that `seed` names. Raises
+    ModelRejected."""
+    model = load_model(args["model"], architecture=args["architecture"], width=args["width"])
+    return {"ppm": score_model(model, load_pool(args["pool"]), args["seed"])}

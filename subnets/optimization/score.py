@@ -22,7 +22,7 @@ from mesh.kad.record import Record
 from mesh.kad.validator import Model, unpack_value
 from mesh.peer import PeerID
 from mesh.subnet import Evidence
-from subnets.evaluation.votes import Ballot, Finding, decide, lower_median
+from subnets.evaluation.votes import FAULTS, Ballot, Finding, decide, lower_median, revealed
 from subnets.optimization.candidate import Candidate
 from subnets.optimization.records import (
     CLAIM,
@@ -86,9 +86,6 @@ class Status(enum.Enum):
 
 PENALIZED: Final = frozenset({Status.OVERCLAIM, Status.MISMATCH})
 """Claims that cost their owner all score of the epoch."""
-
-FAULTS: Final = frozenset({Ballot.OUTSIDE, Ballot.UNREVEALED, Ballot.MISMATCH})
-"""Votes that cost a share: else one could commit everything and reveal what suits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,21 +246,14 @@ def _claim_id(evidence: Evidence, owner: PeerID, claim: Claim) -> bytes:
 
 def _vote(evidence: Evidence, book: _Book, voter: PeerID, claim_id: bytes) -> Vote | Ballot:
     """The vote that counts, or why none does."""
-    commits = book.vote_commits.get((voter, claim_id), set())
-    votes = book.votes.get((voter, claim_id), [])
-    if not commits:
-        return Ballot.UNCOMMITTED if votes else Ballot.SILENT
-    if not votes:
-        return Ballot.UNREVEALED
-    if len(commits) > 1:
-        return Ballot.MISMATCH
-    for vote in votes:
-        made = vote_commitment(
+
+    def commitment_of(vote: Vote) -> bytes:
+        return vote_commitment(
             evidence.genesis, evidence.subnet_id, epoch=evidence.epoch, owner=voter, claim_id=claim_id, vote=vote
         )
-        if made in commits:
-            return vote
-    return Ballot.MISMATCH
+
+    commits = book.vote_commits.get((voter, claim_id), set())
+    return revealed(commits, book.votes.get((voter, claim_id), []), commitment_of)
 
 
 def _status(claim: Claim, finding: Finding) -> Status:
