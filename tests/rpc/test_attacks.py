@@ -237,12 +237,10 @@ async def test_a_write_that_nobody_reads_ends_the_channel(autojump_clock: MockCl
     async with scene(SimNetwork(seed=3, latency_s=0.01, config=SimConfig(window_bytes=1000))) as it:
         stream = await it.open()
         await stream.send_all(request(1, body=pack(Blob(size=20_000))))
-        start = trio.current_time()
-        await trio.sleep(1)
+        await trio.sleep(CONFIG.write_timeout_s - 1)
         assert len(it.victim._answering) == 2
-        while len(it.victim._answering) == 2:
-            await trio.sleep(1)
-        assert CONFIG.write_timeout_s <= trio.current_time() - start <= 2 * CONFIG.write_timeout_s + 1
+        await trio.sleep(CONFIG.write_timeout_s + 2)
+        assert len(it.victim._answering) == 1
 
 
 async def test_a_reader_that_reads_but_gives_no_credit(autojump_clock: MockClock) -> None:
