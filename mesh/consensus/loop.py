@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +48,7 @@ from mesh.errors import (
     RecordRejected,
     RemoteProtocolError,
     RpcError,
+    StoreFull,
 )
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.record import Record
@@ -64,6 +66,7 @@ NOT_OURS: Final = frozenset({"InvalidValidator", "NoElectedValidator"})
 """… it was not for us to propose."""
 DONE_ATTESTING: Final = frozenset({"AlreadyAttested"})
 _LIVE_ROUNDS: Final = 4
+_U128: Final = 2**128
 
 
 class ConsensusConfig(BaseModel):
@@ -135,14 +138,15 @@ class ConsensusLoop:
         subnet: Subnet,
         subnet_config: Any,
         identity: PeerKey,
-        hotkey: AccountKey,
+        hotkey: AccountKey | None,
         state_dir: Path,
         settlements: trio.MemorySendChannel[Settlement],
         receiver: trio.MemoryReceiveChannel[Settlement] | None = None,
         config: ConsensusConfig | None = None,
     ) -> None:
         """`receiver` is the other end of `settlements` (or a clone): through it the oldest unread one is dropped when
-        the subnet falls behind; without it the newest is."""
+        the subnet falls behind; without it the newest is. Without `hotkey` nothing is proposed or attested, the rest is
+        done."""
         self.config = config or ConsensusConfig()
         self._chain = chain
         self._epochs = epochs
@@ -263,7 +267,8 @@ class ConsensusLoop:
             for digest in self._rounds.pop(old).pinned:
                 self._content.unpin(digest)
         for path in self._files.glob("inventory-*"):
-            if int(path.name.rpartition("-")[2]) + _LIVE_ROUNDS < epoch:
+            number = path.name.rpartition("-")[2]
+            if number.isdecimal() and int(number) + _LIVE_ROUNDS < epoch:
                 path.unlink(missing_ok=True)
 
     # -- inventories --
@@ -328,10 +333,18 @@ class ConsensusLoop:
         value = self._read_inventory(path, found) or await self._sent_before(found)
         if value is None:
             held = [record for key in sorted(found.ctx.evidence_keys) for record in self._dht.local(key)]
+            for number, record in enumerate(held):  # select_records would check them all at one go
+                with suppress(ConsensusError):
+                    rules.check_record(record, found.ctx)
+                if number % self.config.checks_per_turn == 0:
+                    await trio.lowlevel.checkpoint()
             chosen = rules.select_records(held, found.ctx)
             found.records.update({record.digest: record for record in chosen})
             value = pack_value(rules.make_inventory(chosen, found.ctx))
-        _write_durably(path, value)
+        try:
+            _write_durably(path, value)
+        except OSError as error:
+            raise StoreFull(f"{path} cannot be written, so the inventory is not sent: {error.strerror}") from error
         found.inventory = value
         return value
 
@@ -459,9 +472,11 @@ class ConsensusLoop:
         us = now.by_peer(self._identity.peer_id)
         submission = await self._chain.submission(self._subnet_id, epoch + 1)
         if submission is None:
-            if us is None or await self._chain.elected(self._subnet_id, epoch + 1) != us.node_id:
+            if us is None or self._hotkey is None:
                 return
-            await self._propose(found)
+            if await self._chain.elected(self._subnet_id, epoch + 1) != us.node_id:
+                return
+            await self._propose(found, self._hotkey)
             submission = await self._chain.submission(self._subnet_id, epoch + 1)
             if submission is None:
                 return
@@ -473,13 +488,14 @@ class ConsensusLoop:
         if us is None or us not in now.validators(epoch + 1) or us.node_id in submission.attests:
             return
         if found.judgement.decision is Decision.ATTEST:
-            await self._attest(found)
+            if self._hotkey is not None:
+                await self._attest(found, self._hotkey)
         elif found.judgement.decision is Decision.REFUSE:
             await self._publish_refusal(found, submission)
 
     async def _weigh(self, found: _Round, submission: Submission) -> None:
         """Judge a submission once; one that took its place (another fork) is judged anew."""
-        fingerprint = (submission.proposer_node_id, submission.scores, submission.args)
+        fingerprint = _fingerprint(submission)
         if found.judgement is not None and found.fingerprint == fingerprint:
             return
         found.fingerprint, found.settlement, found.refusal_sent, found.witness = fingerprint, None, False, b""
@@ -577,21 +593,27 @@ class ConsensusLoop:
 
     def _score(self, evidence: Evidence) -> tuple[Score, ...]:
         try:
-            scores = self._subnet.score(evidence)
-            return tuple(Score(node_id, score) for node_id, score in rules.collapsed(scores).items())
+            scores = rules.collapsed(self._subnet.score(evidence))
+            if not all(type(score) is int and 0 <= score < _U128 for score in scores.values()):
+                raise ValueError("a score is an integer from 0 to 2**128 - 1")
+            return tuple(Score(node_id, score) for node_id, score in scores.items())
         except Exception as error:
             log.exception("epoch %d: %s cannot score its evidence", evidence.epoch, self._subnet.score_id)
             raise ConsensusError("score-failed", f"{type(error).__name__}: {error}") from error
 
-    async def _attest(self, found: _Round) -> None:
+    async def _attest(self, found: _Round, hotkey: AccountKey) -> None:
         if found.attest_tries >= self.config.max_tries:
             return
         if self._offset_in(found.epoch + 1) > self._epochs.windows.attest_by:
             self._say(found, logging.WARNING, "not attested: the time for it is over")
             return
+        # An attestation says nothing of what it is about: look once more that it is what we judged.
+        latest = await self._chain.submission(self._subnet_id, found.epoch + 1)
+        if latest is None or _fingerprint(latest) != found.fingerprint:
+            return
         found.attest_tries += 1
         try:
-            await self._chain.attest(self._subnet_id, hotkey=self._hotkey)
+            await self._chain.attest(self._subnet_id, hotkey=hotkey)
         except ExtrinsicFailed as error:
             if error.name not in DONE_ATTESTING:
                 raise
@@ -623,7 +645,7 @@ class ConsensusLoop:
 
     # -- proposing --
 
-    async def _propose(self, found: _Round) -> None:
+    async def _propose(self, found: _Round, hotkey: AccountKey) -> None:
         """Propose the epoch's scores if we can by now; else the next block comes back here."""
         offset = self._offset_in(found.epoch + 1)
         windows = self._epochs.windows
@@ -632,15 +654,17 @@ class ConsensusLoop:
         if offset > windows.attest_by:
             self._say(found, logging.ERROR, "not proposed: the time for it is over")
             return
-        prepared = await self._prepare(found, offset)
+        try:
+            prepared = await self._prepare(found, offset)
+        except ConsensusError as error:
+            found.closed = error.reason == "score-failed"  # another block will not mend that
+            raise
         if prepared is None:
             return
         scores, args = prepared
         found.tries += 1
         try:
-            receipt = await self._chain.propose(
-                self._subnet_id, scores, args=rules.encode_args(args), hotkey=self._hotkey
-            )
+            receipt = await self._chain.propose(self._subnet_id, scores, args=rules.encode_args(args), hotkey=hotkey)
         except ExtrinsicFailed as error:
             if error.name not in DONE_PROPOSING | NOT_OURS:
                 raise
@@ -795,6 +819,11 @@ class ConsensusLoop:
         if text not in found.said:
             found.said.add(text)
             log.log(level, "epoch %d: %s", found.epoch, text)
+
+
+def _fingerprint(submission: Submission) -> object:
+    """What of a submission does not change while others attest it."""
+    return (submission.proposer_node_id, submission.scores, submission.args)
 
 
 def _write_durably(path: Path, data: bytes) -> None:
