@@ -117,3 +117,20 @@ def predict(args: dict[str, Any]) -> dict[str, Any]:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
     found = labels(_loaded[key], x.to(where)).cpu().tolist()
     return {"labels": found, "device": f"cuda ({name})" if where.type == "cuda" else name}
+
+
+PROBE_ROWS: Final = 64
+
+
+def check(args: dict[str, Any]) -> dict[str, Any]:
+    """Worker job: {model, architecture, width} → {}. Raises ModelRejected."""
+    load_model(args["model"], architecture=args["architecture"], width=args["width"])
+    return {}
+
+
+def probe(args: dict[str, Any]) -> dict[str, Any]:
+    """Worker job: {model, architecture, width, seed} → {labels}: sha256 of the labels (one byte each) of PROBE_ROWS
+    inputs that `seed` names. On the CPU, whatever serves: all nodes must get the same."""
+    model = load_model(args["model"], architecture=args["architecture"], width=args["width"])
+    x = torch.rand(PROBE_ROWS, PIXELS, generator=torch.Generator().manual_seed(args["seed"]))
+    return {"labels": hashlib.sha256(bytes(labels(model, x).tolist())).digest()}

@@ -1,0 +1,126 @@
+"""The inference node: serve one model, and prove in every epoch that it is the one the others serve."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+import trio
+from pydantic import BaseModel
+
+from mesh.chain.types import Score, Snapshot
+from mesh.consensus.quorum import SALT_BYTES
+from mesh.errors import ConfigError, MeshError, ModelRejected
+from mesh.kad.validator import NamespaceRule, pack_value
+from mesh.rpc.servicer import Servicer
+from mesh.subnet import Evidence, SubnetContext
+from mesh.worker import Priority
+from subnets.inference.config import InferenceConfig
+from subnets.inference.records import COMMIT, PROBE, Answer, Commit, answer_commitment, key, probe_seed, rules
+from subnets.inference.score import SCORE_ID, score
+from subnets.inference.service import Batcher, InferenceServicer, Served
+
+log = logging.getLogger(__name__)
+
+MAX_MODEL_BYTES: Final = 64 * 1024
+
+
+@dataclass
+class InferenceSubnet:
+    """The subnet object."""
+
+    Config: ClassVar[type[BaseModel]] = InferenceConfig
+    jobs: ClassVar[Mapping[str, str]] = {
+        "predict": "subnets.inference.core:predict",
+        "check": "subnets.inference.core:check",
+        "probe": "subnets.inference.core:probe",
+    }
+    name: str = "inference"
+    score_id: str = SCORE_ID
+    _batchers: dict[int, Batcher] = field(default_factory=dict, init=False, repr=False)
+
+    def rules(self, config: InferenceConfig) -> Sequence[NamespaceRule]:
+        return rules(config.record_ttl_s)
+
+    def evidence_keys(self, epoch: int) -> Sequence[bytes]:
+        return [key(COMMIT, epoch), key(PROBE, epoch)]
+
+    def servicers(self, ctx: SubnetContext, config: InferenceConfig) -> Sequence[Servicer]:
+        return [InferenceServicer(self._batcher(ctx, config))]
+
+    async def run(
+        self,
+        ctx: SubnetContext,
+        config: InferenceConfig,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """started() once the model is checked and served. Raises ConfigError for a model that cannot be."""
+        batcher = self._batcher(ctx, config)
+        try:
+            model = await _load(ctx, config)
+            batcher.use(
+                Served(hashlib.sha256(model["model"]).digest(), model["model"], config.architecture, config.width, 0, 0)
+            )
+            async with trio.open_nursery() as nursery:
+                await nursery.start(batcher.run)
+                nursery.start_soon(_prove, ctx, config, model)
+                task_status.started()
+        finally:
+            self._batchers.pop(id(ctx), None)
+
+    def score(self, evidence: Evidence) -> Sequence[Score]:
+        return score(evidence)
+
+    def _batcher(self, ctx: SubnetContext, config: InferenceConfig) -> Batcher:
+        if id(ctx) not in self._batchers:
+            self._batchers[id(ctx)] = Batcher(ctx.worker, config.batch)
+        return self._batchers[id(ctx)]
+
+
+async def _load(ctx: SubnetContext, config: InferenceConfig) -> dict[str, Any]:
+    try:
+        with config.model.open("rb") as file:
+            data = file.read(MAX_MODEL_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the model {config.model}: {error.strerror}") from error
+    model = {"model": data, "architecture": config.architecture, "width": config.width}
+    try:
+        await ctx.worker.call("check", model)
+    except ModelRejected as error:
+        raise ConfigError(f"{config.model} cannot be served: {error}") from error
+    return model
+
+
+async def _prove(ctx: SubnetContext, config: InferenceConfig, model: Mapping[str, Any]) -> None:
+    """Answer every epoch's drawn inputs."""
+    epoch = ctx.epochs.position().epoch
+    while True:
+        await ctx.epochs.wait_until(epoch, 0)
+        try:
+            snapshot = await ctx.epochs.snapshot(epoch)
+            if any(node.peer_id == ctx.identity.peer_id for node in snapshot.validators(epoch)):
+                await _answer(ctx, config, model, epoch, snapshot)
+        except MeshError as error:
+            log.warning("epoch %d: %s", epoch, error)
+        epoch = max(epoch + 1, ctx.epochs.position().epoch)
+
+
+async def _answer(
+    ctx: SubnetContext, config: InferenceConfig, model: Mapping[str, Any], epoch: int, snapshot: Snapshot
+) -> None:
+    when = ctx.epochs.windows
+    holders = [node.peer_id for node in snapshot.validators(epoch)]
+    await ctx.epochs.wait_until(epoch, when.vote_commit.first)
+    seed = probe_seed(await ctx.epochs.draw_hash(epoch))
+    found = await ctx.worker.call("probe", {**model, "seed": seed}, priority=Priority.VERIFY)
+    answer = Answer(
+        model=hashlib.sha256(model["model"]).digest(), labels=found["labels"], salt=ctx.rng.randbytes(SALT_BYTES)
+    )
+    commit = answer_commitment(ctx.genesis, ctx.subnet_id, epoch=epoch, owner=ctx.identity.peer_id, answer=answer)
+    for namespace, value, first in ((COMMIT, Commit(commitment=commit), 0), (PROBE, answer, when.vote_reveal.first)):
+        await ctx.epochs.wait_until(epoch, first)
+        await ctx.dht.put(key(namespace, epoch), pack_value(value), ttl_s=config.record_ttl_s, peers=holders)
