@@ -53,6 +53,7 @@ from mesh.kad.validator import (
 )
 from mesh.kad.wire import (
     MAX_BATCH,
+    MAX_CLOSER,
     FindReply,
     FindRequest,
     PingReply,
@@ -94,7 +95,7 @@ class DhtConfig(BaseModel):
     role: Role = Field(default=Role.SERVER, description="what this node does for others")
     replicas: int = Field(default=5, ge=1, le=20, description="r: how many of the closest peers hold a record")
     read_width: int = Field(
-        default=8, ge=1, le=20, description="how many of the closest peers must have answered a get (unmeasured)"
+        default=6, ge=1, le=20, description="how many of the closest peers must have answered a get (unmeasured)"
     )
     request_timeout_s: float = Field(default=5.0, gt=0, description="one request")
     operation_timeout_s: float = Field(default=20.0, gt=0, description="one get, put or find in all")
@@ -400,7 +401,9 @@ class DHT:
             return closer, Counts.ROUTES_ONLY if passes else Counts.YES
 
         if named is None:
-            await self._drive(self._lookup(key_of(record.key), k=self._config.replicas, wide=True), ask)
+            await self._drive(
+                self._lookup(key_of(record.key), k=self._config.replicas, alpha=self._config.replicas), ask
+            )
         else:
             limiter = trio.CapacityLimiter(self._config.max_parallel_stores)
 
@@ -595,12 +598,12 @@ class DHT:
         target: Key,
         *,
         k: int,
-        wide: bool = False,
+        alpha: int | None = None,
         stop_when: Callable[[Lookup], bool] | None = None,
     ) -> Lookup:
         config = self._config.lookup
-        if wide:  # all of the k at once: with a warm table that is one round
-            config = config.model_copy(update={"alpha": max(config.alpha, k)})
+        if alpha is not None:
+            config = config.model_copy(update={"alpha": alpha})
         lookup = Lookup(
             target,
             k,
@@ -661,15 +664,21 @@ class DHT:
         *,
         key: bytes | None = None,
         after: tuple[bytes, bytes] | None = None,
+        want: int = MAX_CLOSER,
     ) -> FindReply:
-        request = FindRequest(role=self.role, addrs=self._raw_local(), target=key_bytes(target), key=key, after=after)
+        request = FindRequest(
+            role=self.role, addrs=self._raw_local(), target=key_bytes(target), want=want, key=key, after=after
+        )
         reply = await self._call(KadServicer.rpc_find, info, request)
         await self._on_answer(info, reply.role)
         return reply
 
     async def _ask_store(self, info: PeerInfo, records: Sequence[Record]) -> StoreReply:
         request = StoreRequest(
-            role=self.role, addrs=self._raw_local(), records=tuple(record.to_bytes() for record in records)
+            role=self.role,
+            addrs=self._raw_local(),
+            records=tuple(record.to_bytes() for record in records),
+            want=self._config.replicas,
         )
         reply = await self._call(KadServicer.rpc_store, info, request)
         if len(reply.verdicts) != len(records):
@@ -685,7 +694,7 @@ class DHT:
         info: PeerInfo,
         request: RequestT,
     ) -> ReplyT:
-        if info.addrs:
+        if not set(info.addrs) <= set(self._rpc.net.known(info.peer_id).addrs):
             self._rpc.net.learn(info)
         try:
             return await self._rpc.call(function, info.peer_id, request, timeout_s=self._config.request_timeout_s)
@@ -758,7 +767,7 @@ class DHT:
         found = {record.slot: record for record in held if record.owner in allowed}
 
         async def ask(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
-            reply = await self._ask_find(info, target, key=key)
+            reply = await self._ask_find(info, target, key=key, want=self._config.read_width)
             closer = parse_peers(reply.closer, local=self._rpc.net.local)
             budget = self._config.max_get_bytes
             last: tuple[bytes, bytes] | None = None
@@ -767,14 +776,16 @@ class DHT:
                 budget -= sum(map(len, reply.records))
                 if not reply.more or not reply.records or budget <= 0:
                     break
-                reply = await self._ask_find(info, target, key=key, after=last)
+                reply = await self._ask_find(info, target, key=key, after=last, want=0)
             return closer, Counts.YES if reply.role is Role.SERVER else Counts.ROUTES_ONLY
 
         await self._drive(
             self._lookup(
                 target,
                 k=self._config.read_width,
-                wide=not first,
+                # All at once: with a warm table that is one round. The first valid answer is most likely the
+                # closest peer's, and asking more at once makes all of them slower.
+                alpha=1 if first else self._config.read_width,
                 stop_when=(lambda lookup: bool(found)) if first else None,
             ),
             ask,
@@ -854,7 +865,7 @@ class DHT:
         self._charge_find(ctx.remote, is_guest)
         self._on_caller(ctx, request.role, request.addrs)
         target = Key(int.from_bytes(request.target, "big"))
-        closer = self._closer(target, ctx.remote)
+        closer = self._closer(target, ctx.remote, request.want)
         if request.key is None or self.role is not Role.SERVER:
             return FindReply(role=self.role, closer=closer)
         if key_of(request.key) != target:
@@ -890,7 +901,7 @@ class DHT:
                 verdicts.append("malformed")
             else:
                 verdicts.append(STORED)
-        closer = () if target is None else self._closer(target, ctx.remote)
+        closer = () if target is None else self._closer(target, ctx.remote, request.want)
         return StoreReply(role=self.role, verdicts=tuple(verdicts), closer=closer)
 
     def _charge_find(self, caller: PeerID, is_guest: bool) -> None:
@@ -908,14 +919,16 @@ class DHT:
             return
         if ctx.remote == self._identity.peer_id or self._is_shunned(ctx.remote):
             return
+        known = self._rpc.net.known(ctx.remote)
         info = PeerInfo(ctx.remote, parse_addrs(raw, ours=self._rpc.net.local.addrs))
-        if info.addrs:
+        if not set(info.addrs) <= set(known.addrs):
             self._rpc.net.learn(info)
-        self._heard(info if info.addrs else self._rpc.net.known(ctx.remote), role)
+        self._heard(info if info.addrs else known, role)
 
-    def _closer(self, target: Key, asker: PeerID) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
-        size = self._config.routing.bucket_size
-        infos = [info for info in self._table.closest(target, size + 1) if info.peer_id != asker][:size]
+    def _closer(self, target: Key, asker: PeerID, want: int) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
+        if want == 0:
+            return ()
+        infos = [info for info in self._table.closest(target, want + 1) if info.peer_id != asker][:want]
         return raw_peers(info if info.addrs else self._rpc.net.known(info.peer_id) for info in infos)
 
     async def _accept(self, record: Record, *, sender: PeerID | None) -> None:

@@ -34,6 +34,9 @@ class PeerID:
         if not 2 < len(raw) <= MAX_PEER_ID_BYTES or raw[0] not in (_IDENTITY, _SHA256) or raw[1] != len(raw) - 2:
             raise RemoteProtocolError(f"not a peer id: {raw[:8].hex()}… ({len(raw)} bytes)")
 
+    def __hash__(self) -> int:
+        return hash(self.multihash)  # bytes remember their hash; tables look peers up millions of times
+
     @classmethod
     def of_public_key(cls, public_key_pb: bytes) -> PeerID:
         """The id of a libp2p protobuf public key (`PublicKey{Type, Data}`)."""

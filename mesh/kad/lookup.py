@@ -84,6 +84,8 @@ class _Candidate:
     info: PeerInfo
     state: _State = _State.NEW
     asked_at: float = 0.0
+    is_live: bool = True
+    """New, waiting or answered: what the k closest are chosen from."""
 
     def __lt__(self, other: _Candidate) -> bool:
         return self.distance < other.distance
@@ -122,6 +124,7 @@ class Lookup:
     finished: bool = False
     _known: dict[PeerID, _Candidate] = field(default_factory=dict)
     _sorted: list[_Candidate] = field(default_factory=list)
+    _waiting: dict[PeerID, _Candidate] = field(default_factory=dict)
     _rtt_s: float | None = None
 
     def start(self, seeds: Iterable[PeerInfo]) -> Lookup:
@@ -136,23 +139,19 @@ class Lookup:
             self.finished = True
             return []
         patience_s = self.patience_s
-        in_flight = 0
-        for candidate in self._sorted:
-            if candidate.state is _State.WAITING:
-                if now >= candidate.asked_at + patience_s:  # as wake_at says it, to the last bit
-                    candidate.state = _State.SLOW
-                    self.stats.slow += 1
-                else:
-                    in_flight += 1
+        for candidate in tuple(self._waiting.values()):
+            if now >= candidate.asked_at + patience_s:  # as wake_at says it, to the last bit
+                self._settle(candidate, _State.SLOW)
+                self.stats.slow += 1
         requests: list[PeerInfo] = []
         closest = self._closest_live()
         for candidate in closest:
-            if in_flight >= self.config.alpha or self.stats.requests >= self.config.max_requests:
+            if len(self._waiting) >= self.config.alpha or self.stats.requests >= self.config.max_requests:
                 break
             if candidate.state is _State.NEW:
                 candidate.state = _State.WAITING
                 candidate.asked_at = now
-                in_flight += 1
+                self._waiting[candidate.info.peer_id] = candidate
                 self.stats.requests += 1
                 requests.append(candidate.info)
         # A request to a peer that closer ones have pushed out of the k closest holds nothing up.
@@ -169,10 +168,11 @@ class Lookup:
             return
         rtt_s = max(0.0, now - candidate.asked_at)
         self._rtt_s = rtt_s if self._rtt_s is None else 0.75 * self._rtt_s + 0.25 * rtt_s
-        candidate.state = _State.ANSWERED if counts is Counts.YES else _State.ROUTED
+        self._settle(candidate, _State.ANSWERED if counts is Counts.YES else _State.ROUTED)
         self.stats.answers += 1
-        nearest = sorted(closer, key=lambda info: self.place(info.peer_id) ^ self.target)
-        for info in nearest[: self.config.max_closer]:
+        if len(closer) > self.config.max_closer:
+            closer = sorted(closer, key=lambda info: self.place(info.peer_id) ^ self.target)
+        for info in closer[: self.config.max_closer]:
             self._learn(info)
         if self.stop_when is not None and self.stop_when(self):
             self.finished = True
@@ -181,7 +181,7 @@ class Lookup:
         """A peer did not answer, or with nonsense."""
         candidate = self._known.get(peer)
         if candidate is not None and candidate.state in (_State.WAITING, _State.SLOW):
-            candidate.state = _State.FAILED
+            self._settle(candidate, _State.FAILED)
             self.stats.failures += 1
 
     def stop(self) -> None:
@@ -198,7 +198,7 @@ class Lookup:
     def wake_at(self) -> float | None:
         """When `next_requests` has news even if nothing arrives: a request turns slow, or the deadline."""
         patience_s = self.patience_s
-        times = [c.asked_at + patience_s for c in self._sorted if c.state is _State.WAITING]
+        times = [c.asked_at + patience_s for c in self._waiting.values()]
         if self.deadline is not None:
             times.append(self.deadline)
         return min(times, default=None)
@@ -217,11 +217,17 @@ class Lookup:
         """Peers asked that had not answered when it finished, those we ran out of patience with."""
         return [c.info.peer_id for c in self._sorted if c.state is _State.SLOW]
 
+    def _settle(self, candidate: _Candidate, state: _State) -> None:
+        """A request is no longer in flight."""
+        candidate.state = state
+        candidate.is_live = state is _State.ANSWERED
+        self._waiting.pop(candidate.info.peer_id, None)
+
     def _closest_live(self) -> list[_Candidate]:
         """The k closest that have answered or still may."""
         live: list[_Candidate] = []
         for candidate in self._sorted:
-            if candidate.state in (_State.NEW, _State.WAITING, _State.ANSWERED):
+            if candidate.is_live:
                 live.append(candidate)
                 if len(live) == self.k:
                     break

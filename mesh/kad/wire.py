@@ -70,6 +70,8 @@ class FindRequest(_Message):
     addrs: RawAddrs
     """The sender's own, so that it can be asked in turn."""
     target: Annotated[bytes, Field(min_length=32, max_length=32)]
+    want: Annotated[int, Field(ge=0, le=MAX_CLOSER)] = MAX_CLOSER
+    """How many closer peers: naming them is half the work of an answer."""
     key: RawKey | None = None
     after: (
         tuple[
@@ -96,6 +98,7 @@ class StoreRequest(_Message):
     role: Role
     addrs: RawAddrs
     records: Annotated[tuple[RawRecord, ...], Field(min_length=1, max_length=MAX_BATCH)]
+    want: Annotated[int, Field(ge=0, le=MAX_CLOSER)] = MAX_CLOSER
 
 
 class StoreReply(_Message):
@@ -109,8 +112,7 @@ class StoreReply(_Message):
 
 def raw_addrs(addrs: Iterable[Multiaddr]) -> tuple[bytes, ...]:
     """Addresses as they travel: the first few, those too long left out."""
-    raws = (_raw_addr(addr) for addr in addrs)
-    return tuple(raw for raw in raws if 0 < len(raw) <= MAX_ADDR_BYTES)[:MAX_ADDRS]
+    return _raw_addrs(tuple(addrs))
 
 
 def raw_peers(peers: Iterable[PeerInfo]) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
@@ -121,18 +123,7 @@ def raw_peers(peers: Iterable[PeerInfo]) -> tuple[tuple[bytes, tuple[bytes, ...]
 def parse_addrs(raws: Sequence[bytes], *, ours: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
     """Addresses a stranger sent, without those that are garbage or lead nowhere a stranger can be:
     unspecified and multicast, our own, and loopback unless we announce loopback too."""
-    is_local = any(_scope(addr) is _Scope.LOOPBACK for addr in ours)
-    own = set(ours)
-    found: list[Multiaddr] = []
-    for raw in raws[:MAX_ADDRS]:
-        addr = _parse_addr(raw)
-        if addr is None or addr in own or addr in found:
-            continue
-        scope = _scope(addr)
-        if scope is _Scope.NOWHERE or (scope is _Scope.LOOPBACK and not is_local):
-            continue
-        found.append(addr)
-    return tuple(found)
+    return _parse_addrs(tuple(raws[:MAX_ADDRS]), tuple(ours))
 
 
 def parse_peers(raws: Sequence[tuple[bytes, Sequence[bytes]]], *, local: PeerInfo) -> tuple[PeerInfo, ...]:
@@ -140,7 +131,7 @@ def parse_peers(raws: Sequence[tuple[bytes, Sequence[bytes]]], *, local: PeerInf
     none."""
     found: dict[PeerID, PeerInfo] = {}
     for multihash, addrs in raws[:MAX_CLOSER]:
-        peer = PeerID(multihash)
+        peer = _parse_peer(multihash)
         if peer != local.peer_id and peer not in found:
             found[peer] = PeerInfo(peer, parse_addrs(addrs, ours=local.addrs))
     return tuple(found.values())
@@ -153,6 +144,32 @@ class _Scope(enum.Enum):
 
 
 # Parsing a multiaddr takes some 20 µs and the same few hundred come again in every answer.
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_peer(multihash: bytes) -> PeerID:
+    return PeerID(multihash)
+
+
+@functools.lru_cache(maxsize=4096)
+def _raw_addrs(addrs: tuple[Multiaddr, ...]) -> tuple[bytes, ...]:
+    raws = (bytes(addr.to_bytes()) for addr in addrs)
+    return tuple(raw for raw in raws if 0 < len(raw) <= MAX_ADDR_BYTES)[:MAX_ADDRS]
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_addrs(raws: tuple[bytes, ...], ours: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
+    is_local = any(_scope(addr) is _Scope.LOOPBACK for addr in ours)
+    found: list[Multiaddr] = []
+    for raw in raws:
+        addr = _parse_addr(raw)
+        if addr is None or addr in ours or addr in found:
+            continue
+        scope = _scope(addr)
+        if scope is _Scope.NOWHERE or (scope is _Scope.LOOPBACK and not is_local):
+            continue
+        found.append(addr)
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -169,11 +186,6 @@ def _parse_addr(raw: bytes) -> Multiaddr | None:
     if text.count("/p2p/") > ("/p2p-circuit" in text):
         return None
     return addr if text.count("/") > 2 else None
-
-
-@functools.lru_cache(maxsize=4096)
-def _raw_addr(addr: Multiaddr) -> bytes:
-    return bytes(addr.to_bytes())
 
 
 @functools.lru_cache(maxsize=4096)

@@ -209,8 +209,15 @@ class World:
         lookup = Lookup(message.target, k, local=node.info.peer_id, config=config)
         lookup.start(node.table.closest(message.target, max(k, self.config.routing.bucket_size)))
         outcome = Outcome(lookup)
+        alarm = float("inf")
+
+        def ring() -> None:
+            nonlocal alarm
+            alarm = float("inf")
+            advance()
 
         def advance() -> None:
+            nonlocal alarm
             if outcome.done:
                 return
             for info in lookup.next_requests(self.now):
@@ -221,8 +228,9 @@ class World:
                     then(outcome)
                 return
             wake_at = lookup.wake_at()
-            if wake_at is not None:
-                self.at(max(self.now, wake_at), advance)
+            if wake_at is not None and wake_at < alarm:
+                alarm = max(self.now, wake_at)
+                self.at(alarm, ring)
 
         def ask(info: PeerInfo) -> None:
             def answered(reply: Reply) -> None:
