@@ -384,15 +384,24 @@ def test_an_unknown_scoring_function_is_no_reason_to_refuse_or_attest(
     assert "unknown-score-id" in caplog.text
 
 
-def test_a_scoring_function_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(ToySubnet):
-        def score(self, evidence: object) -> Sequence[Score]:
-            raise ZeroDivisionError("a bug of the subnet")
+class Raises(ToySubnet):
+    def score(self, evidence: object) -> Sequence[Score]:
+        raise ZeroDivisionError("a bug of the subnet")
 
+
+class Floats(ToySubnet):
+    def score(self, evidence: object) -> Sequence[Score]:
+        return [Score(2, 0.5)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [Raises, Floats])
+def test_a_scoring_function_that_fails_ends_nothing(
+    broken: type[ToySubnet], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main(town: Town) -> None:
         await town.found(proposer="ada")
         for label in town.labels:
-            await town.add(label, subnet=Broken() if label == "dan" else ToySubnet())
+            await town.add(label, subnet=broken() if label == "dan" else ToySubnet())
         await town.until(1, 14)
         assert town.attests() == "ada bob cyd"
         assert town.refusals() == {}
@@ -401,6 +410,18 @@ def test_a_scoring_function_that_fails_ends_nothing(tmp_path: Path, caplog: pyte
 
     in_town(main, tmp_path)
     assert "score-failed" in caplog.text
+
+
+def test_a_proposer_that_cannot_score_proposes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main(town: Town) -> None:
+        await town.found(proposer="ada")
+        for label in town.labels:
+            await town.add(label, subnet=Raises() if label == "ada" else ToySubnet())
+        await town.until(1, 16)
+        assert town.submission() is None
+
+    in_town(main, tmp_path)
+    assert caplog.text.count("cannot score its evidence") == 1
 
 
 def test_an_epoch_nobody_proposed_for_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -474,6 +495,71 @@ def test_a_node_stopped_while_its_attestation_is_in_the_pool_attests_once(tmp_pa
         assert town.attests() == ALL
         # The second look came before the block: the chain said AlreadyAttested, and that was the end of it.
         assert nonces(town)["bob"] <= 2
+
+    in_town(main, tmp_path)
+
+
+def test_a_proposer_stopped_while_its_proposal_is_in_the_pool_proposes_once(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(1, 0)
+        while not any(p.signer == hotkey("ada").account_id for p in town.ledger.pool):
+            await town.ledger.submitted.wait()
+        await town.nodes["ada"].stop()
+        await town.add("ada")
+        await town.until(1, 14)
+        assert proposed(town) == {2: 1}
+        assert town.attests() == ALL
+        assert nonces(town)["ada"] <= 2  # SubnetRewardsAlreadySubmitted was the end of it
+
+    in_town(main, tmp_path)
+
+
+def test_attestors_serve_the_blob_when_the_proposer_is_gone(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(0, 19)
+        late = [town.nodes["cyd"], town.nodes["dan"]]
+        for node in late:
+            node.chain.away = True
+        await town.until(1, 5)
+        assert town.attests() == "ada bob"
+        town.sim.kill(town.nodes["ada"].peer)
+        for node in late:
+            node.chain.away = False
+        await town.until(1, 9)
+        assert town.attests() == ALL
+
+    in_town(main, tmp_path)
+
+
+def test_a_node_cut_off_from_the_others_attests_when_it_is_back(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(0, 19)
+        others = [town.nodes[label].peer for label in ("ada", "bob", "cyd")]
+        town.sim.partition([others, [town.nodes["dan"].peer]])
+        await town.until(1, 6)
+        assert town.attests() == "ada bob cyd"  # the chain alone is not enough
+        town.sim.heal()
+        await town.until(1, 12)
+        assert town.attests() == ALL
+        assert town.refusals() == {}
+
+    in_town(main, tmp_path)
+
+
+def test_a_node_without_hotkey_learns_what_was_settled_and_votes_on_nothing(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await town.found(proposer="ada")
+        for label in town.labels:
+            await town.add(label, has_hotkey=label != "dan")
+        await town.until(1, 14)
+        assert town.attests() == "ada bob cyd"
+        assert [s.evidence.epoch for s in town.nodes["dan"].settled()] == [0]
 
     in_town(main, tmp_path)
 

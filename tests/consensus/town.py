@@ -42,7 +42,9 @@ def coldkey(label: str) -> AccountKey:
 class Node:
     """One node: network, DHT, blobs, epochs and, unless it is a liar driven by its test, the consensus loop."""
 
-    def __init__(self, town: Town, label: str, net: SimNode, *, subnet: ToySubnet, has_loop: bool) -> None:
+    def __init__(
+        self, town: Town, label: str, net: SimNode, *, subnet: ToySubnet, has_loop: bool, has_hotkey: bool
+    ) -> None:
         self.town, self.label, self.key, self.net = town, label, KEYS[label], net
         self.node_id = town.labels.index(label) + 1
         self.chain = FakeChain(town.ledger)
@@ -75,7 +77,7 @@ class Node:
             subnet=subnet,
             subnet_config=ToyConfig(),
             identity=self.key,
-            hotkey=hotkey(label),
+            hotkey=hotkey(label) if has_hotkey else None,
             state_dir=self.dir,
             settlements=self.send,
             receiver=self.settlements,
@@ -244,11 +246,13 @@ class Town:
                     await self.ledger.submitted.wait()
             self.ledger.new_block()
 
-    async def add(self, label: str, *, has_loop: bool = True, subnet: ToySubnet | None = None) -> Node:
+    async def add(
+        self, label: str, *, has_loop: bool = True, has_hotkey: bool = True, subnet: ToySubnet | None = None
+    ) -> Node:
         """Start a node, or start one again that was stopped (it keeps its place and its files)."""
         old = self.nodes.get(label)
         net = old.net if old else self.sim.node(KEYS[label])
-        node = Node(self, label, net, subnet=subnet or ToySubnet(), has_loop=has_loop)
+        node = Node(self, label, net, subnet=subnet or ToySubnet(), has_loop=has_loop, has_hotkey=has_hotkey)
         self.nodes[label] = node
         others = [n.net.local for n in self.nodes.values() if n is not node]
         for info in others:
