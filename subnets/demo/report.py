@@ -40,6 +40,8 @@ class Report:
     device: str = ""
     rejected_claims: int = 0
     stranger_refused_because: str = ""
+    liar_paid_after_rejection: int = 0
+    """Planck the liar earned by work in epochs in which its claim was rejected."""
     epochs_settled: int = 0
     epochs_missed: int = 0
     books: list[EpochBooks] = field(default_factory=list)
@@ -61,9 +63,9 @@ class Report:
             (bool(self.stranger_refused_because), "the stranger was not refused"),
             (self.epochs_settled >= epochs, f"only {self.epochs_settled} of {epochs} epochs were settled with rewards"),
             (self.conserved, "the books are not balanced"),
-            (self.rejected_claims > 0, "no claim of the liar was rejected"),
+            (liar is not None and liar.claims_rejected > 0, "no claim of the liar was rejected"),
             (liar is not None and liar.claims_accepted == 0, "a claim of the liar was accepted"),
-            (liar is not None and liar.reward_work == 0, "the liar was paid for work"),
+            (self.liar_paid_after_rejection == 0, "the liar was paid in an epoch whose quorum rejected its claim"),
             (
                 liar is not None and liar.reputation < max(row.reputation for row in self.nodes),
                 "the liar's reputation did not fall",

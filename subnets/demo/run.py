@@ -332,6 +332,12 @@ class Demo:
         report.epochs_settled = len(_paid(follower))
         report.epochs_missed = len(follower.missed)
         report.rejected_claims = sum(judged.rejected.values())
+        liar_id = ids[cast.nodes[-1].peer.peer_id]
+        report.liar_paid_after_rejection = sum(
+            settled.node_rewards.get(liar_id, 0)
+            for settled, outcome in zip(_paid(follower), judged.outcomes, strict=True)
+            if any(verdict.node_id == liar_id for verdict in outcome.rejected)
+        )
         work: dict[int, int] = {}
         scores: dict[int, int] = {}
         for settled in follower.settled:
