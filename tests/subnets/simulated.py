@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import trio
+from pydantic import BaseModel
 
 from mesh.auth.authorizer import Everyone
 from mesh.chain.epochs import Epochs
@@ -32,13 +33,16 @@ from mesh.testing.network import SimNetwork, SimNode
 from mesh.worker import Priority
 from subnets.optimization.candidate import DIMENSIONS, Candidate, from_unit, to_unit
 from subnets.optimization.config import OptimizationConfig
-from subnets.optimization.service import OptimizationSubnet
 
 SUBNET = 128_001
 SLOT = 3
 LENGTH = 20
 BLOCK_S = 6.0
 WALL0 = 1_800_000_000.0
+
+
+def optimization_config(directory: Path) -> BaseModel:
+    return OptimizationConfig(pool=directory / "pool", rest=1.0)
 
 
 def quality(candidate: Candidate, seed: int) -> int:
@@ -74,21 +78,23 @@ class ScriptedWorker:
             }
         if name == "serve":
             return {"model": b"weights of " + Candidate(**args["candidate"]).digest(), "ppm": 0}
-        if name == "check":
+        if name == "check" and "candidate" in args:
             if args["model"] != b"weights of " + Candidate(**args["candidate"]).digest():
                 raise ModelRejected("other weights")
             return {"ppm": args["verified_ppm"]}
         if name == "predict":
             return {"labels": [7] * args["rows"], "device": "cpu"}
+        if name == "score":
+            return {"ppm": (args["seed"] + args["model"][0]) % 1_000_000}
+        if name == "probe":
+            return {"labels": hashlib.sha256(args["model"] + args["seed"].to_bytes(8, "big")).digest()}
         return {}
 
 
 class SimulatedNode:
     """One optimization node and what it stands on."""
 
-    def __init__(
-        self, world: World, number: int, subnet: OptimizationSubnet, directory: Path, *, net: SimNode | None = None
-    ) -> None:
+    def __init__(self, world: World, number: int, subnet: Any, directory: Path, *, net: SimNode | None = None) -> None:
         self.key = PeerKey.dev(f"sim-{number}")
         self.node_id = number
         self.subnet = subnet
@@ -97,7 +103,8 @@ class SimulatedNode:
         chain = FakeChain(world.ledger, block_time_s=BLOCK_S)
         self.chain = chain
         self.epochs = Epochs(chain, SUBNET)
-        self.config = OptimizationConfig(pool=directory / "pool", rest=1.0)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config = world.config(directory)
         self.dht = DHT(
             self.rpc,
             self.key,
@@ -154,7 +161,14 @@ class SimulatedNode:
 class World:
     """A subnet of validators, active from the start."""
 
-    def __init__(self, subnets: list[OptimizationSubnet], directory: Path, seed: int = 1) -> None:
+    def __init__(
+        self,
+        subnets: Sequence[Any],
+        directory: Path,
+        seed: int = 1,
+        config: Callable[[Path], BaseModel] = optimization_config,
+    ) -> None:
+        self.config = config
         self.sim = SimNetwork(seed=seed, latency_s=0.05)
         self.clock = SimClock(WALL0)
         self.ledger = Ledger(seed=seed, epoch_length=LENGTH)

@@ -1,0 +1,228 @@
+"""Evaluation, inference and mock: their scores against attackers, and an epoch of each among simulated nodes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pydantic import BaseModel
+
+from mesh import mock
+from mesh.chain.types import ONE
+from mesh.errors import RecordRejected, RemoteFailure
+from mesh.kad.record import Record
+from mesh.kad.validator import BlockPosition
+from mesh.subnet import Evidence, Settlement
+from mesh.testing.simulation import run_sim
+from subnets.evaluation import records as er
+from subnets.evaluation.config import EvaluationConfig
+from subnets.evaluation.score import evaluated
+from subnets.evaluation.score import score as evaluation_score
+from subnets.evaluation.service import EvaluateRequest, EvaluationServicer, EvaluationSubnet, ResultRequest
+from subnets.evaluation.votes import Ballot
+from subnets.inference import records as ir
+from subnets.inference.config import InferenceConfig
+from subnets.inference.node import InferenceSubnet
+from subnets.inference.score import score as inference_score
+from subnets.inference.service import InferenceServicer, ModelRequest
+from tests.subnets.evidence import DRAW, EPOCH, GENESIS, SUBNET, Case, peer_key, snapshot_of
+from tests.subnets.simulated import World
+
+# --- evaluation ---------------------------------------------------------------------------------------------
+
+REQUEST = er.Request(architecture="mlp-digits-1", width=16, model=b"m" * 32)
+
+
+def evaluation_case(values: Sequence[int | None]) -> tuple[Case, list[int]]:
+    """Node 1 asks; the quorum votes `values`, None for a committed vote that is not revealed."""
+    case = Case()
+    owner = peer_key(1).peer_id
+    name = er.request_id(EPOCH, owner, REQUEST)
+    case.add(1, er.REQUEST, REQUEST, subkey=REQUEST.model)
+    members = case.quorum(1, name)
+    for member, value in zip(members, values, strict=False):
+        vote = er.Vote(ppm=value or 0, salt=bytes([member]) * 32)
+        commit = er.vote_commitment(
+            GENESIS, SUBNET, epoch=EPOCH, owner=peer_key(member).peer_id, request=name, vote=vote
+        )
+        case.add(member, er.VOTE_COMMIT, er.Commit(commitment=commit), subkey=name)
+        if value is not None:
+            case.add(member, er.VOTE, vote, subkey=name)
+    return case, members
+
+
+def test_evaluation_pays_votes_that_agree() -> None:
+    case, members = evaluation_case([900_000, 900_500, 100_000])
+    (one,) = evaluated(case.evidence())
+    assert one.finding.median == 900_000
+    assert {s.node_id: s.score for s in evaluation_score(case.evidence())} == dict.fromkeys(members[:2], ONE)
+
+
+def test_evaluation_without_a_majority_finds_nothing() -> None:
+    for values in ([900_000], [900_000, None, None], [100_000, 500_000, 900_000]):
+        case, _ = evaluation_case(values)
+        (one,) = evaluated(case.evidence())
+        assert one.finding.median is None
+        assert evaluation_score(case.evidence()) == ()
+
+
+def test_an_evaluation_vote_copied_from_another_does_not_count() -> None:
+    case, members = evaluation_case([900_000, 900_000])
+    name = er.request_id(EPOCH, peer_key(1).peer_id, REQUEST)
+    stolen = next(r for r in case.records if r.key == er.key(er.VOTE, EPOCH))
+    commit = next(r for r in case.records if r.key == er.key(er.VOTE_COMMIT, EPOCH))
+    case.add(members[2], er.VOTE_COMMIT, commit.value, subkey=name)
+    case.add(members[2], er.VOTE, stolen.value, subkey=name)
+    (one,) = evaluated(case.evidence())
+    assert dict(one.finding.ballots)[members[2]] is Ballot.MISMATCH
+
+
+def test_one_owner_s_flood_of_requests_is_bounded() -> None:
+    case = Case()
+    for number in range(20):
+        request = REQUEST.model_copy(update={"model": bytes([number]) * 32})
+        case.add(1, er.REQUEST, request, subkey=request.model)
+    assert len(evaluated(case.evidence())) == er.REQUESTS_PER_OWNER
+
+
+# --- inference ----------------------------------------------------------------------------------------------
+
+
+def answered(case: Case, node: int, model: bytes, labels: bytes, *, commit: bool = True) -> ir.Answer:
+    answer = ir.Answer(model=model, labels=labels, salt=bytes([node]) * 32)
+    if commit:
+        digest = ir.answer_commitment(GENESIS, SUBNET, epoch=EPOCH, owner=peer_key(node).peer_id, answer=answer)
+        case.add(node, ir.COMMIT, ir.Commit(commitment=digest))
+    case.add(node, ir.PROBE, answer)
+    return answer
+
+
+def test_inference_pays_the_majority_s_answer_and_nobody_else() -> None:
+    case = Case()
+    for node in (1, 2, 3, 4):
+        answered(case, node, b"m" * 32, b"l" * 32)
+    answered(case, 5, b"m" * 32, b"x" * 32)
+    answered(case, 6, b"m" * 32, b"l" * 32, commit=False)  # waited for the others' reveals
+    assert {s.node_id for s in inference_score(case.evidence())} == {1, 2, 3, 4}
+
+
+def test_half_is_no_majority() -> None:
+    case = Case()
+    for node in range(1, 7):
+        answered(case, node, b"m" * 32, (b"a" if node % 2 else b"b") * 32)
+    assert inference_score(case.evidence()) == ()
+
+
+# --- mock ---------------------------------------------------------------------------------------------------
+
+
+def test_mock_pays_who_kept_both_heartbeats() -> None:
+    case = Case(snapshot_of(4))
+    beat = mock.Heartbeat(block=1)
+    for node, subkeys in (
+        (1, (mock.EARLY, mock.LATE)),
+        (2, (mock.EARLY,)),
+        (3, (mock.LATE,)),
+        (9, (mock.EARLY, mock.LATE)),
+    ):
+        for subkey in subkeys:
+            case.add(node, mock.NAMESPACE, beat, subkey=subkey)
+    case.add(4, mock.NAMESPACE, beat, subkey=mock.EARLY)
+    case.add(4, mock.NAMESPACE, beat, subkey=mock.LATE, epoch=EPOCH - 1)
+    assert mock.subnet.score(case.evidence()) == [mock.Score(1, ONE)]
+
+
+def test_a_heartbeat_is_stored_in_its_window_only() -> None:
+    (rule,) = mock.subnet.rules(mock.MockConfig())
+    (predicate,) = rule.predicates
+    case = Case()
+    case.add(1, mock.NAMESPACE, mock.Heartbeat(block=1), subkey=mock.LATE)
+    late: Record = case.records[0]
+    predicate(late, BlockPosition(0, EPOCH, 17, 20))
+    for position in (BlockPosition(0, EPOCH, 3, 20), BlockPosition(0, EPOCH + 1, 17, 20), None):
+        with pytest.raises(RecordRejected):
+            predicate(late, position)
+    with pytest.raises(RecordRejected, match="subkey"):
+        predicate(replace(late, subkey=b"third"), BlockPosition(0, EPOCH, 17, 20))
+
+
+# --- whole epochs -------------------------------------------------------------------------------------------
+
+
+def simulate(
+    subnet: Callable[[], Any],
+    config: Callable[[Path], BaseModel],
+    directory: Path,
+    main: Callable[[World], Awaitable[None]],
+) -> None:
+    async def run() -> None:
+        world = World([subnet() for _ in range(4)], directory, config=config)
+        async with trio.open_nursery() as nursery:
+            await world.start(nursery)
+            await main(world)
+            nursery.cancel_scope.cancel()
+
+    run_sim(run, seed=1)
+
+
+async def evidence_of(world: World, epoch: int) -> Evidence:
+    await world.nodes[0].epochs.wait_until(epoch, 19)
+    return await world.evidence(epoch)
+
+
+def test_a_model_sent_by_a_client_is_judged_and_its_worth_told(tmp_path: Path) -> None:
+    async def main(world: World) -> None:
+        first = world.nodes[0].rpc.stub(EvaluationServicer, world.nodes[1].key.peer_id)
+        data = b"a model of many bytes"
+        taken = await first.request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=data))
+        assert taken.model == hashlib.sha256(data).digest()
+        with pytest.raises(RemoteFailure, match="no settled finding"):
+            await first.result(ResultRequest(model=taken.model))
+        evidence = await evidence_of(world, 0)
+        (one,) = evaluated(evidence)
+        seed = er.seed_of(evidence.draw_hash, one.request_id)
+        assert one.finding.median == (seed + data[0]) % 1_000_000
+        assert {s.node_id for s in evaluation_score(evidence)} == {1, 3, 4}  # all but the owner of the request
+        world.nodes[2].settle.send_nowait(Settlement(evidence, evaluation_score(evidence)))
+        await trio.sleep(1)
+        other = world.nodes[0].rpc.stub(EvaluationServicer, world.nodes[2].key.peer_id)
+        told = await other.result(ResultRequest(model=taken.model))
+        assert (told.ppm, told.agreed, told.epoch) == (one.finding.median, 3, 0)
+
+    simulate(EvaluationSubnet, lambda d: EvaluationConfig(pool=d), tmp_path, main)
+
+
+def test_nodes_that_serve_one_model_are_paid_and_the_odd_one_is_not(tmp_path: Path) -> None:
+    def config(directory: Path) -> BaseModel:
+        file = directory / "model.safetensors"
+        file.write_bytes(b"another model" if directory.name == "4" else b"the model")
+        return InferenceConfig(model=file, width=16)
+
+    async def main(world: World) -> None:
+        stub = world.nodes[0].rpc.stub(InferenceServicer, world.nodes[1].key.peer_id)
+        assert (await stub.model(ModelRequest())).model == hashlib.sha256(b"the model").digest()
+        evidence = await evidence_of(world, 0)
+        assert {s.node_id for s in inference_score(evidence)} == {1, 2, 3}
+
+    simulate(InferenceSubnet, config, tmp_path, main)
+
+
+def test_mock_nodes_keep_their_heartbeat(tmp_path: Path) -> None:
+    async def main(world: World) -> None:
+        world.nodes[3].scope.cancel()
+        stub = world.nodes[0].rpc.stub(mock.MockServicer, world.nodes[1].key.peer_id)
+        evidence = await evidence_of(world, 0)
+        assert [s.node_id for s in mock.subnet.score(evidence)] == [1, 2, 3]
+        assert (await stub.alive(mock.AliveRequest())).heartbeats == 2
+
+    simulate(mock.MockSubnet, lambda d: mock.MockConfig(), tmp_path, main)
+
+
+def test_the_draw_decides_the_questions() -> None:
+    assert ir.probe_seed(DRAW) != ir.probe_seed(b"\x98" * 32)
+    assert er.seed_of(DRAW, b"r" * 32) != er.seed_of(b"\x98" * 32, b"r" * 32)
