@@ -74,8 +74,8 @@ def subnet_args(
             "min_stake": terms.min_stake_planck,
             "max_stake": terms.max_stake_planck,
             "delegate_stake_percentage": terms.delegate_stake_percentage,
-            "initial_coldkeys": [("0x" + account.hex(), nodes) for account, nodes in initial_coldkeys.items()],
-            "bootnodes": [(str(b.peer_id).encode(), _multiaddr_bytes(b)) for b in bootnodes],
+            "initial_coldkeys": dict(initial_coldkeys),
+            "bootnodes": {str(b.peer_id).encode(): _multiaddr_bytes(b) for b in bootnodes},
         },
     }
 
@@ -100,7 +100,7 @@ def node_args(subnet_id: int, terms: NodeTerms) -> dict[str, object]:
             bootnode["multiaddr"] = _multiaddr_bytes(terms.bootnode)
     return {
         "subnet_id": subnet_id,
-        "hotkey": "0x" + terms.hotkey.hex(),
+        "hotkey": terms.hotkey,
         "peer_info": _peer(terms.peer_id),
         "bootnode_peer_info": bootnode,
         "client_peer_info": None if terms.client_peer_id is None else _peer(terms.client_peer_id),
@@ -128,7 +128,7 @@ async def add_delegate_stake(chain: Chain, account: AccountKey, *, subnet_id: in
 async def transfer(chain: Chain, account: AccountKey, *, to: bytes, amount_planck: int) -> Receipt:
     """Send planck; the sender's account must stay above the existential deposit."""
     return await chain.submit(
-        "Balances.transfer_keep_alive", {"dest": "0x" + to.hex(), "value": amount_planck}, account
+        "Balances.transfer_keep_alive", {"dest": to, "value": amount_planck}, account
     )
 
 

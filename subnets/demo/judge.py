@@ -19,7 +19,7 @@ from mesh.subnet import Evidence, load_subnet
 from subnets.demo.client import Client
 from subnets.demo.follow import Settled
 from subnets.optimization.records import MILLION
-from subnets.optimization.score import Outcome, outcome
+from subnets.optimization.score import Outcome, Status, outcome
 
 
 @dataclass
@@ -42,7 +42,7 @@ async def judge(chain: Chain, client: Client, subnet_id: int, settled: Sequence[
         result = await _outcome(chain, client, subnet_id, one, slot=slot)
         found.outcomes.append(result)
         found.accepted.update(v.node_id for v in result.accepted)
-        found.rejected.update(v.node_id for v in result.rejected)
+        found.rejected.update(v.node_id for v in result.rejected if v.status is not Status.UNDECIDED)
         if result.improved:
             found.champion_weights = result.champion.weights
             gains = [v.gain_ppm for v in result.accepted if v.claim_id == result.champion.claim_id]

@@ -34,6 +34,7 @@ from subnets.demo.report import NodeRow, Report
 from subnets.demo.setup import Cast, NodeKeys, make_keys, register_nodes, register_subnet
 from subnets.demo.view import View, print_report
 from subnets.optimization.data import JUDGE_FILE, prepare_data
+from subnets.optimization.score import PENALIZED
 
 EPOCH_LENGTH = 20
 MAX_EPOCHS_WITHOUT_PAY = 6
@@ -336,7 +337,7 @@ class Demo:
         report.liar_paid_after_rejection = sum(
             settled.node_rewards.get(liar_id, 0)
             for settled, outcome in zip(_paid(follower), judged.outcomes, strict=True)
-            if any(verdict.node_id == liar_id for verdict in outcome.rejected)
+            if any(v.node_id == liar_id and v.status in PENALIZED for v in outcome.verdicts)
         )
         work: dict[int, int] = {}
         scores: dict[int, int] = {}
