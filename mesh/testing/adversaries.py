@@ -12,18 +12,22 @@ from typing import Any, Final
 from mesh.subnet import Subnet, load_subnet
 
 OVERCLAIM_PPM: Final = 180_000
-MAX_MEASURED_PPM: Final = 850_000
-"""What it lies about: a candidate poor enough for an overclaim of 150,000 ppm or more to stay below 100 %."""
+MAX_MEASURED_PPM: Final = 835_000
+"""What it prefers to lie about: a candidate poor enough for the whole overclaim to stay below 100 %, or nearly."""
+MIN_OVERCLAIM_PPM: Final = 100_000
 _MILLION: Final = 1_000_000
 
 
 def overclaim(found: Sequence[Any]) -> Any:
-    """States its best candidate of at most MAX_MEASURED_PPM as OVERCLAIM_PPM better than measured (at most 100 %).
+    """States a poor candidate as OVERCLAIM_PPM better than it measured (at most 100 %).
 
-    `found` are the subnet's measured candidates, best first, with a field `ppm`; None when none is poor enough.
+    `found` are the subnet's measured candidates, best first, with a field `ppm`. It takes the best one of at most
+    MAX_MEASURED_PPM, or else the worst there is; None when even that leaves no room for MIN_OVERCLAIM_PPM.
     """
-    poor = next((one for one in found if one.ppm <= MAX_MEASURED_PPM), None)
-    return poor and dataclasses.replace(poor, ppm=min(poor.ppm + OVERCLAIM_PPM, _MILLION))
+    poor = next((one for one in found if one.ppm <= MAX_MEASURED_PPM), found[-1] if found else None)
+    if poor is None or poor.ppm + MIN_OVERCLAIM_PPM > _MILLION:
+        return None
+    return dataclasses.replace(poor, ppm=min(poor.ppm + OVERCLAIM_PPM, _MILLION))
 
 
 def make_optimization_liar() -> Subnet:

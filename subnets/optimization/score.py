@@ -52,8 +52,9 @@ verification (mean of two splits and trainings) 23,500, 9,500 and 6,800. So it i
 candidates that get claimed (.93 and better) and 2.5 sd of a verification for the default itself, which nobody gains
 by claiming. An overclaim of 100,000 ppm exceeds it by 4 sd of a verification at .93."""
 
-MIN_GAIN_PPM: Final = 3_000
-"""A smaller gain counts as none: it is within the noise of a paired difference, and paying for noise invites it."""
+MIN_GAIN_PPM: Final = 7_000
+"""A smaller gain counts as none: paying for noise invites it. One sd of the paired difference between two candidates of
+equal worth, measured as above, is 7,000 ppm."""
 
 VOTE_PPM: Final = 10_000
 """Score for each vote that agreed: what a gain of one percentage point earns."""

@@ -290,7 +290,7 @@ class _Node:
         )
         self._found.append(Found(candidate, reply["ppm"]))
         self._found.sort(key=lambda found: -found.ppm)
-        del self._found[self._config.max_candidates :]
+        del self._found[self._config.max_candidates - 1 : -1]  # the worst stays, as a measure
 
     async def _patiently(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -367,13 +367,15 @@ class _Node:
         return claim
 
     def _claimable(self) -> list[Found]:
-        """Own discoveries, best first: not the champion, nor what others published."""
+        """What may be stated, best first: own discoveries, without the champion and what others published; and the
+        default, which everybody may measure and nobody gains by."""
         champion = self._state.champion.candidate
         return [
             found
             for found in self._found
-            if found.candidate != champion and found.candidate.digest() not in self._foreign
-        ] or [found for found in self._found if found.candidate == DEFAULT]
+            if found.candidate == DEFAULT
+            or (found.candidate != champion and found.candidate.digest() not in self._foreign)
+        ]
 
     async def _verify(self, epoch: int, snapshot: Snapshot) -> None:
         epochs, when = self._ctx.epochs, self._ctx.epochs.windows
