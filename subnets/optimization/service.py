@@ -317,6 +317,8 @@ class _Node:
         if snapshot.by_peer(self._me) is None:
             log.info("epoch %d: this node is not in the snapshot; exploring only", epoch)
             return
+        if not snapshot.validators(epoch):
+            return  # before the subnet is active there is nobody to judge
         if self._state.epoch != epoch:
             self._save(epoch=epoch, claim=None, votes=[])
         async with trio.open_nursery() as nursery:
