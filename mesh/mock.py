@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -91,6 +91,7 @@ class MockSubnet:
     """The subnet object."""
 
     Config: ClassVar[type[BaseModel]] = MockConfig
+    jobs: ClassVar[Mapping[str, str]] = {}
     name: str = "mock"
     score_id: str = "mock/1.0.0"
     heartbeats: int = 0

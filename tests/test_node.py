@@ -1,6 +1,7 @@
 """Whole nodes, simulated: the README's echo subnet earns, twice the same for one seed."""
 
 import re
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ def echo() -> Any:
     found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert found is not None
     module = types.ModuleType("echo_from_the_readme")
-    import sys
-
     sys.modules[module.__name__] = module  # models and servicers are found by their module
     exec(compile(found[1], module.__name__, "exec"), module.__dict__)
     return module.subnet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as jsonlib
 from pathlib import Path
 
 import trio
@@ -24,6 +24,7 @@ def chain(
     log_level: str = "INFO",
     log_json: bool = False,
     log_file: Path | None = None,
+    json: bool = False,
 ) -> None:
     """Run a chain of one machine, for development and tests: real signatures, fees and rewards, no real money.
 
@@ -40,7 +41,8 @@ def chain(
         fund: Further accounts at genesis, as ADDRESS=TENSOR.
         dev_rpc: Offer dev_newBlock.
         log_level: Least level of log lines.
-        log_json: Log, and say readiness, as JSON.
+        log_json: Log as JSON lines.
+        json: Say on stdout that the chain is ready as one JSON object.
         log_file: Log to this file instead of stderr.
     """
     from mesh import log
@@ -74,8 +76,8 @@ def chain(
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             url = await nursery.start(run_chain, config)
-            if log_json:
-                print(json.dumps({"event": "ready", "url": url}), flush=True)
+            if json:
+                print(jsonlib.dumps({"event": "ready", "url": url}), flush=True)
             else:
                 print(f"development chain at {url} (one author, no Merkle proofs: for tests only)", flush=True)
 

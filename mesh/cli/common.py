@@ -20,7 +20,7 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from mesh.config import DEFAULT_CHAIN_URL
-from mesh.errors import ConfigError, KeyFileError, MeshError
+from mesh.errors import ConfigError, ExtrinsicFailed, ExtrinsicInvalid, KeyFileError, MeshError
 from mesh.identity import AccountKey, load_account_key
 
 if TYPE_CHECKING:
@@ -70,8 +70,40 @@ def single_cause(error: BaseException) -> BaseException:
     return error
 
 
+HINTS = {
+    "MinStakeNotReached": "stake more: --stake_to_be_added must reach the subnet's least stake",
+    "MaxStakeReached": "stake less: the subnet has a largest stake per node",
+    "NotEnoughBalanceToStake": "the coldkey does not hold this much besides its fees; send it TENSOR first",
+    "NotEnoughBalanceToRegisterSubnet": "the coldkey cannot pay the registration cost; send it TENSOR first",
+    "NotEnoughBalance": "the account does not hold this much; send it TENSOR first",
+    "CostGreaterThanMaxCost": "registering costs more right now: wait, or raise --max_cost",
+    "SubnetNameExist": "another subnet has this name: choose another --name",
+    "SubnetRepoExist": "another subnet has this repo: choose another --repo",
+    "SubnetActivationConditionsNotMetYet": "it takes at least 3 nodes and enough delegated stake",
+    "NotSubnetOwner": "only the coldkey that registered the subnet may do this",
+    "ColdkeyRegistrationWhitelist": "before activation only the subnet's initial coldkeys may register nodes",
+    "InvalidSubnetRegistrationInitialColdkeys": "--initial_coldkeys takes at least 3 accounts: ADDRESS for one node, ADDRESS=2 for two",
+    "MaxRegisteredNodes": "this coldkey has registered as many nodes as it may",
+    "PeerIdExist": "a node with this peer id is registered already: make new keys",
+    "BootnodePeerIdExist": "a node with this bootnode peer id is registered already: make new keys",
+    "ClientPeerIdExist": "a node with this client peer id is registered already: make new keys",
+    "PeerIdsMustBeUnique": "the three peer ids of a node must differ",
+    "HotkeyHasOwner": "this hotkey is in use already: make a new one with keygen",
+    "ColdkeyMatchesHotkey": "coldkey and hotkey must be different accounts",
+    "MaxBurnAmountExceeded": "registering burns more right now: wait, or raise --max_burn_amount",
+    "TxRateLimitExceeded": "too soon after the last transaction: wait a block",
+    "Paused": "the chain takes no calls at the moment",
+}
+"""What a staker can do about a pallet error."""
+
+
 def sentence(error: BaseException) -> str:
     """An error as a person reads it."""
+    if isinstance(error, ExtrinsicFailed):
+        hint = HINTS.get(error.name)
+        return f"the chain refused it ({error}){': ' + hint if hint else ''}"
+    if isinstance(error, ExtrinsicInvalid) and "pay" in error.reason.lower():
+        return f"{error}: the signing account cannot pay the fee, send it TENSOR first"
     if isinstance(error, ValidationError):
         return "; ".join(
             f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']} (got {item['input']!r})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as jsonlib
 import os
 import random
 import sys
@@ -52,8 +52,8 @@ class NodeOptions:
     "Log as JSON lines."
     log_file: Path | None = None
     "Log to this file instead of stderr."
-    debug: bool = False
-    "Show tracebacks of errors."
+    json: bool = False
+    "Say on stdout that the node is ready as one JSON object."
 
 
 def serve(
@@ -193,9 +193,9 @@ def _run(
 def _announce(label: str, info: NodeInfo, node: NodeOptions) -> None:
     """The line people copy the address from, or one JSON object."""
     addresses = info.local.multiaddrs()
-    if node.log_json:
+    if node.json:
         print(
-            json.dumps(
+            jsonlib.dumps(
                 {
                     "event": "ready",
                     "label": label,

@@ -32,7 +32,7 @@ class Process:
     """One running program."""
 
     name: str
-    argv: list[str]
+    arguments: Sequence[str]
     log: Path
     popen: subprocess.Popen[bytes]
     ready: dict[str, Any] = field(default_factory=dict)
@@ -47,9 +47,10 @@ class Process:
 class Fleet:
     """Processes in one process group; `end` ends them all, whatever state they are in."""
 
-    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(self, directory: Path, *, log_json: bool) -> None:
         self._directory = directory
-        self._environment = {**os.environ, **environment, "MESH_PARENT_PID": str(os.getpid())}
+        self._log_format = ["--log-json"] if log_json else []
+        self._environment = {**os.environ, "MESH_PARENT_PID": str(os.getpid())}
         self._group = 0
         self.processes: dict[str, Process] = {}
 
@@ -57,7 +58,7 @@ class Fleet:
         """Start `mesh ARGUMENTS` and wait until it prints its ready line. Raises ProcessFailed."""
         log = self._directory / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "mesh.cli", *arguments, "--log-file", str(log)]
+        argv = [sys.executable, "-m", "mesh.cli", *arguments, "--json", "--log-file", str(log), *self._log_format]
         with log.open("ab") as errors:
             # From the main thread on purpose: a child asks the kernel to die with the THREAD that started it.
             popen = subprocess.Popen(  # noqa: ASYNC220
@@ -69,7 +70,7 @@ class Fleet:
                 process_group=self._group,
             )
         self._group = self._group or popen.pid
-        process = Process(name, argv, log, popen)
+        process = Process(name, arguments, log, popen)
         self.processes[name] = process
         with trio.move_on_after(READY_TIMEOUT_S):
             process.ready = await self._ready_line(process)
@@ -78,8 +79,7 @@ class Fleet:
 
     async def restart(self, process: Process) -> Process:
         """The same program again, from its data directory."""
-        arguments = process.argv[3:-2]
-        return await self.start(process.name, arguments)
+        return await self.start(process.name, process.arguments)
 
     async def _ready_line(self, process: Process) -> dict[str, Any]:
         assert process.popen.stdout is not None

@@ -140,7 +140,7 @@ class Demo:
         """All phases; the processes are ended whatever happens."""
         # Journals, locks and remembered chains of this run belong to this run.
         os.environ["XDG_DATA_HOME"] = str(self.directory / "home")
-        fleet = Fleet(self.directory, {})
+        fleet = Fleet(self.directory, log_json=self.config.log_json)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, fleet)
@@ -237,14 +237,13 @@ class Demo:
             str(EPOCH_LENGTH),
             "--fund",
             *cast.funds(),
-            "--log-json",
         ]
         return str((await fleet.start("chain", arguments)).ready["url"])
 
     async def _start_bootnode(self, fleet: Fleet, cast: Cast, url: str, bootnode: PeerInfo, subnet_id: int) -> None:
         arguments = ["dht", "--identity-path", str(cast.bootnode_path), "--new-swarm"]
         arguments += ["--host-maddrs", str(bootnode.addrs[0]), "--chain-url", url, "--subnet-id", str(subnet_id)]
-        arguments += ["--data-dir", str(self.directory / "bootnode"), "--log-json"]
+        arguments += ["--data-dir", str(self.directory / "bootnode")]
         await fleet.start("bootnode", arguments)
 
     async def _start_nodes(
@@ -270,7 +269,7 @@ class Demo:
             # A port that is kept, so that the others find the node where it was after a restart.
             arguments += ["--host-maddrs", f"/ip4/127.0.0.1/tcp/{_free_port()}"]
             arguments += ["--initial-peers", bootnode.multiaddrs()[0], "--chain-url", url]
-            arguments += ["--data-dir", str(self.directory / node.name), "--log-json"]
+            arguments += ["--data-dir", str(self.directory / node.name)]
             process = await fleet.start(node.name, arguments)
             ready[node.name] = PeerInfo.parse(process.ready["addresses"][0])
 

@@ -1,6 +1,7 @@
 """The commands as a stranger types them: flags of both spellings, one-sentence errors, exit codes."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Run = Callable[..., Done]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The app in this process, as the entry points run it, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # programs set up logging, on a stderr that is gone later
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     for name in ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE", "PUBLIC_INITIAL_PEERS", "MESH_CHAIN_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -86,7 +88,7 @@ def test_one_sentence_and_no_traceback(argv: tuple[str, ...], says: str, run: Ru
     assert done.returncode == 1, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    with pytest.raises(BaseException, match=".") as caught:
+    with pytest.raises(BaseException) as caught:
         run(*argv, "--debug")
     assert not isinstance(caught.value, SystemExit)
 
