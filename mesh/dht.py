@@ -97,6 +97,12 @@ class DhtConfig(BaseModel):
     read_width: int = Field(
         default=6, ge=1, le=20, description="how many of the closest peers must have answered a get (unmeasured)"
     )
+    miss_width: int = Field(
+        default=20, ge=1, le=20, description="how many must have answered before a get says that nothing is there"
+    )
+    refresh_width: int = Field(
+        default=5, ge=1, le=20, description="peers looked for to refresh a bucket: enough to meet some of it"
+    )
     request_timeout_s: float = Field(default=5.0, gt=0, description="one request")
     operation_timeout_s: float = Field(default=20.0, gt=0, description="one get, put or find in all")
     bootstrap_timeout_s: float = Field(default=5.0, gt=0, description="the first attempt to join, before started()")
@@ -501,7 +507,7 @@ class DHT:
             for index in due.buckets:
                 self._schedule.touched(index, now=now)
                 if len(self._table):
-                    await self._find(self._table.random_key(index, rng=self._rng), k=self._config.routing.bucket_size)
+                    await self._find(self._table.random_key(index, rng=self._rng), k=self._config.refresh_width)
             for slot in due.records:
                 await self._republish(slot)
             at = self._schedule.next_at(trio.current_time(), buckets=self._table.buckets)
@@ -779,7 +785,7 @@ class DHT:
                 reply = await self._ask_find(info, target, key=key, after=last, want=0)
             return closer, Counts.YES if reply.role is Role.SERVER else Counts.ROUTES_ONLY
 
-        await self._drive(
+        lookup = await self._drive(
             self._lookup(
                 target,
                 k=self._config.read_width,
@@ -790,6 +796,9 @@ class DHT:
             ),
             ask,
         )
+        if not found:
+            lookup.widen(self._config.miss_width)
+            await self._drive(lookup, ask)
         return found
 
     async def _merge(

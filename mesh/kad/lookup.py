@@ -184,6 +184,13 @@ class Lookup:
             self._settle(candidate, _State.FAILED)
             self.stats.failures += 1
 
+    def widen(self, k: int) -> None:
+        """Look for more peers than at first, going on from what is known: before saying that nothing is
+        there."""
+        if k > self.k:
+            self.k = k
+            self.finished = False
+
     def stop(self) -> None:
         """Finish with what there is."""
         self.finished = True

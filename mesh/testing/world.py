@@ -40,7 +40,11 @@ class WorldConfig(BaseModel):
     loss: float = Field(default=0.0, ge=0, lt=1, description="part of the messages that never arrive")
     timeout_s: float = Field(default=2.0, gt=0, description="when a request is given up")
     replicas: int = Field(default=5, ge=1, description="r")
-    read_width: int = Field(default=8, ge=1, description="closest peers that must answer a get")
+    refresh_width: int = Field(
+        default=5, ge=1, description="peers looked for when a bucket is refreshed: enough to meet some of it"
+    )
+    miss_width: int = Field(default=20, ge=1, description="such peers before a get says that nothing is there")
+    read_width: int = Field(default=6, ge=1, description="closest peers that must answer a get")
     routing: RoutingConfig = Field(default=RoutingConfig(), description="of every node")
     lookup: LookupConfig = Field(default=LookupConfig(), description="of every lookup")
 
@@ -158,9 +162,12 @@ class World:
     def join(self, node: WorldNode) -> None:
         """Look for ourselves, then refresh every bucket."""
 
-        def refresh(_: Outcome) -> None:
+        def refresh(outcome: Outcome) -> None:
+            if not outcome.peers:  # all messages lost, or nobody there: try again, as the shell does for ever
+                self.after(self.config.timeout_s, lambda: self.join(node) if node.alive and len(node.table) else None)
+                return
             for index in range(node.table.buckets):
-                self.lookup(node, node.table.random_key(index, rng=self.rng))
+                self.lookup(node, node.table.random_key(index, rng=self.rng), k=self.config.refresh_width)
 
         self.lookup(node, key_of_peer(node.info.peer_id), then=refresh)
 
@@ -222,6 +229,11 @@ class World:
                 return
             for info in lookup.next_requests(self.now):
                 ask(info)
+            is_miss = lookup.finished and message.key is not None and not outcome.records
+            if is_miss and lookup.k < self.config.miss_width:
+                lookup.widen(self.config.miss_width)
+                advance()
+                return
             if lookup.finished:
                 outcome.done = True
                 if then is not None:
