@@ -17,25 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
-from mesh.auth.membership import MembershipAuthorizer, MembershipConfig
-from mesh.chain.epochs import Epochs
-from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
-from mesh.content import Content
-from mesh.dht import DHT, DhtConfig, Role
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
-from mesh.worker import Worker
 from pydantic import BaseModel, ConfigDict
 
 from mesh.auth.authorizer import Authorizer, Everyone, PeerClass
+from mesh.auth.membership import MembershipAuthorizer, MembershipConfig
 from mesh.chain.client import Chain
+from mesh.chain.epochs import Epochs
 from mesh.clock import Clock, SystemClock
 from mesh.config import NodeConfig
+from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
+from mesh.content import Content
+from mesh.dht import DHT, DhtConfig, Role
 from mesh.errors import ChainUnavailable, ConfigError
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
 from mesh.peer import PeerID, PeerInfo
+from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
 from mesh.subnet import Settlement, Subnet, SubnetContext
+from mesh.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
