@@ -252,9 +252,16 @@ class _Node:
         island = self._ctx.rng.getrandbits(62)
         await self._patiently("measuring the default", lambda: self._confirm(DEFAULT, Priority.EXPLORE))
         while True:
+            await self._until_votes_are_cast()
             began = trio.current_time()
             await self._patiently("exploring", lambda: self._explore_once(island))
             await trio.sleep(self._config.rest * (trio.current_time() - began))
+
+    async def _until_votes_are_cast(self) -> None:
+        """Rest from the draw until votes are committed: verifying has a deadline, and nodes may share a machine."""
+        epochs = self._ctx.epochs
+        while epochs.windows.draw <= epochs.position().offset <= epochs.windows.vote_commit.last:
+            await epochs.wait_block()
 
     async def _explore_once(self, island: int) -> None:
         migrants, self._migrants = self._migrants, []
