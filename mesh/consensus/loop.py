@@ -545,7 +545,6 @@ class ConsensusLoop:
         return judgement
 
     def _judge_empty(self, found: _Round, submission: Submission) -> Judgement:
-        self._collect(found)
         standing = found.book.valid()
         judgement = rules.judge_empty(submission.scores, standing=len(standing), limits=found.ctx.thresholds)
         if judgement.reason == "had-inventories":

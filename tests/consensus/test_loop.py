@@ -15,7 +15,7 @@ from mesh.consensus import round as rules
 from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import pack_value, unpack_value
 
-from .town import BLOCK_S, Node, Town, in_town
+from .town import Node, Town, in_town
 from .toy import KEYS, LABELS, SUBNET, Note, ToySubnet, hotkey, note_key
 
 ALL = "ada bob cyd dan"
@@ -569,11 +569,12 @@ def test_an_inventory_survives_restarts_and_a_lost_disk_unchanged(tmp_path: Path
         await everybody(town)
         bob = town.nodes["bob"]
         await bob.note("work")
+        await bob.note("only mine", to=[])  # gone with its store, so a new inventory would differ
         await town.until(0, 19)
         first = {r.value for r in town.nodes["ada"].dht.local(rules.inventory_key(0)) if r.owner == bob.peer}
         await bob.stop()
-        await town.add("bob")  # its store is empty now: a new inventory would differ
-        await trio.sleep(BLOCK_S)
+        await town.add("bob")
+        await trio.sleep(0.5)
         await town.nodes["bob"].stop()
         (tmp_path / "bob" / "consensus" / "inventory-0").unlink()
         await town.add("bob")
@@ -582,6 +583,21 @@ def test_an_inventory_survives_restarts_and_a_lost_disk_unchanged(tmp_path: Path
         assert {r.value for r in blob.inventories if r.owner == bob.peer} == first
         assert len(blob.inventories) == 4
         assert town.attests() == ALL
+
+    in_town(main, tmp_path)
+
+
+def test_a_proposer_waits_a_little_for_the_last_inventory(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.until(0, 18)
+        await town.nodes["dan"].stop()
+        await town.until(1, 0)
+        assert town.submission() is None
+        await town.add("dan")
+        await town.until(1, 4)
+        blob = rules.decode_blob(town.nodes["ada"].content.get_local(args_of(town).evidence) or b"")
+        assert len(blob.inventories) == 4
 
     in_town(main, tmp_path)
 
