@@ -71,9 +71,8 @@ async def measure(name: str, count: int, operation: Callable[[int], Awaitable[ob
 async def main(nodes: int, operations: int, replicas: int) -> None:
     """Build the network, warm it, measure."""
     rng = random.Random(1)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{machine}, load {os.getloadavg()[0]:.1f}")
     print(f"{nodes} nodes in one process, {replicas} replicas, {operations} operations each")
     async with trio.open_nursery() as nursery:
         dhts: list[DHT] = []

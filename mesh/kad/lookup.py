@@ -220,6 +220,10 @@ class Lookup:
         candidate = self._known.get(peer)
         return None if candidate is None else candidate.info
 
+    def missed(self) -> list[PeerID]:
+        """Peers asked that failed or were too slow, closest first."""
+        return [c.info.peer_id for c in self._sorted if c.state in (_State.FAILED, _State.SLOW)]
+
     def unanswered(self) -> list[PeerID]:
         """Peers asked that had not answered when it finished, those we ran out of patience with."""
         return [c.info.peer_id for c in self._sorted if c.state is _State.SLOW]

@@ -58,6 +58,8 @@ class WorldNode:
     table: RoutingTable
     store: RecordStore
     validator: RecordValidator
+    via: tuple[PeerID, ...] = ()
+    """Through whom it joins, again if need be."""
     alive: bool = True
 
 
@@ -151,20 +153,23 @@ class World:
             RoutingTable(local, config=self.config.routing),
             RecordStore(local),
             RecordValidator(self._rules, subnet_id=SUBNET_ID, genesis=GENESIS),
+            tuple(via),
         )
         self.nodes[peer] = node
-        for other in via:
-            self._heard(node, self.nodes[other].info)
-        if len(node.table):
+        if node.via:
             self.join(node)
         return node
 
     def join(self, node: WorldNode) -> None:
-        """Look for ourselves, then refresh every bucket."""
+        """Look for ourselves, then refresh every bucket. Tried again until somebody answers."""
+        for peer in node.via:
+            if not len(node.table):
+                self._heard(node, self.nodes[peer].info)
 
         def refresh(outcome: Outcome) -> None:
             if not outcome.peers:  # all messages lost, or nobody there: try again, as the shell does for ever
-                self.after(self.config.timeout_s, lambda: self.join(node) if node.alive and len(node.table) else None)
+                if node.alive:
+                    self.after(self.config.timeout_s, lambda: self.join(node))
                 return
             for index in range(node.table.buckets):
                 self.lookup(node, node.table.random_key(index, rng=self.rng), k=self.config.refresh_width)
