@@ -30,14 +30,18 @@ class HeadsConfig(Protocol):
     def ping_interval_s(self) -> float: ...
 
     @property
+    def silence_s(self) -> float: ...
+
+    @property
     def max_message_bytes(self) -> int: ...
 
 
 async def follow_heads(url: str, on_head: Callable[[bool], Awaitable[None]], config: HeadsConfig) -> None:
     """Subscribe to new heads and call `on_head(runtime_changed)` at each until the connection ends.
 
-    Heads that arrive while `on_head` works are one call. Never returns: raises ChainUnavailable when the connection
-    cannot be made or ends, ChainError when the node speaks no JSON-RPC.
+    Heads that arrive while `on_head` works are one call; after `silence_s` without one it is called all the same.
+    Never returns: raises ChainUnavailable when the connection cannot be made or ends, ChainError when the node speaks
+    no JSON-RPC.
     """
     ended: ChainError | None = None
     try:
@@ -57,7 +61,7 @@ async def follow_heads(url: str, on_head: Callable[[bool], Awaitable[None]], con
             state = _Tick()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_ping, websocket, config)
-                nursery.start_soon(_deliver, state, on_head)
+                nursery.start_soon(_deliver, state, on_head, config.silence_s)
                 while True:
                     changed = _runtime_changed(_parse(await websocket.get_message()))
                     state.tell(changed)
@@ -96,9 +100,10 @@ class _Tick:
         self.event.set()
 
 
-async def _deliver(tick: _Tick, on_head: Callable[[bool], Awaitable[None]]) -> None:
+async def _deliver(tick: _Tick, on_head: Callable[[bool], Awaitable[None]], silence_s: float) -> None:
     while True:
-        await tick.event.wait()
+        with trio.move_on_after(silence_s):  # a subscription may live and say nothing (a proxy, a node that syncs)
+            await tick.event.wait()
         tick.event = trio.Event()
         changed, tick.runtime_changed = tick.runtime_changed, False
         await on_head(changed)

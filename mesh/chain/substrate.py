@@ -74,6 +74,8 @@ class ChainConfig(BaseModel):
     backoff_max_s: float = Field(default=30.0, gt=0, le=600)
     poll_interval_s: float = Field(default=6.0, gt=0, le=60)
     """How often the best block is asked for while there is no subscription."""
+    silence_s: float = Field(default=30.0, gt=0, le=600)
+    """After so long without a head from the subscription the best block is asked for."""
     ping_interval_s: float = Field(default=20.0, gt=0, le=600)
     max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=65_536)
     test_chain: TestChain = TestChain.NOT_SAID
