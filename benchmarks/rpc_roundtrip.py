@@ -40,9 +40,7 @@ class BlobServicer(Servicer):
         return Blob(blob=b"")
 
 
-async def in_sequence(
-    name: str, rpc: Rpc, servicer_method, peer, blob: bytes, calls: int, *, moved: int
-) -> None:
+async def in_sequence(name: str, rpc: Rpc, servicer_method, peer, blob: bytes, calls: int, *, moved: int) -> None:
     times_ms = []
     cpu = time.process_time()
     begin = time.perf_counter()
@@ -54,9 +52,7 @@ async def in_sequence(
     cpu_ms = (time.process_time() - cpu) * 1e3
     times_ms.sort()
     p99 = times_ms[min(calls - 1, math.ceil(calls * 0.99))]
-    line = (
-        f"{name:24} p50 {times_ms[calls // 2]:8.2f} ms  p99 {p99:8.2f} ms  {cpu_ms / calls:8.2f} CPU-ms/call"
-    )
+    line = f"{name:24} p50 {times_ms[calls // 2]:8.2f} ms  p99 {p99:8.2f} ms  {cpu_ms / calls:8.2f} CPU-ms/call"
     if moved >= MIB:
         line += f"  {calls * moved / wall / 1e6:6.1f} MB/s  {cpu_ms / (calls * moved / 1e6):5.1f} CPU-ms/MB"
     print(line)
@@ -72,15 +68,12 @@ async def at_once(rpc: Rpc, peer, calls: int, tasks: int) -> None:
         for _ in range(tasks):
             nursery.start_soon(worker)
     wall, cpu_ms = time.perf_counter() - begin, (time.process_time() - cpu) * 1e3
-    print(
-        f"{f'64 B echo, {tasks} at once':24} {calls / wall:8.0f} calls/s {cpu_ms / calls:33.2f} CPU-ms/call"
-    )
+    print(f"{f'64 B echo, {tasks} at once':24} {calls / wall:8.0f} calls/s {cpu_ms / calls:33.2f} CPU-ms/call")
 
 
 async def main(calls: int) -> None:
     server, client = (
-        Rpc(Libp2pNetwork(PeerKey.generate(), Libp2pConfig()), Everyone(), rng=random.Random(1))
-        for _ in range(2)
+        Rpc(Libp2pNetwork(PeerKey.generate(), Libp2pConfig()), Everyone(), rng=random.Random(1)) for _ in range(2)
     )
     server.serve(BlobServicer())
     async with trio.open_nursery() as nursery:
@@ -95,12 +88,8 @@ async def main(calls: int) -> None:
             await at_once(client, peer, calls, tasks)
         few = max(10, calls // 50)
         await in_sequence("1 MiB there", client, BlobServicer.rpc_take, peer, bytes(MIB), few, moved=MIB)
-        await in_sequence(
-            "1 MiB there and back", client, BlobServicer.rpc_echo, peer, bytes(MIB), few, moved=2 * MIB
-        )
-        await in_sequence(
-            "4 MiB there", client, BlobServicer.rpc_take, peer, bytes(4 * MIB), few // 2, moved=4 * MIB
-        )
+        await in_sequence("1 MiB there and back", client, BlobServicer.rpc_echo, peer, bytes(MIB), few, moved=2 * MIB)
+        await in_sequence("4 MiB there", client, BlobServicer.rpc_take, peer, bytes(4 * MIB), few // 2, moved=4 * MIB)
         nursery.cancel_scope.cancel()
 
 

@@ -127,9 +127,7 @@ async def add_delegate_stake(chain: Chain, account: AccountKey, *, subnet_id: in
 
 async def transfer(chain: Chain, account: AccountKey, *, to: bytes, amount_planck: int) -> Receipt:
     """Send planck; the sender's account must stay above the existential deposit."""
-    return await chain.submit(
-        "Balances.transfer_keep_alive", {"dest": to, "value": amount_planck}, account
-    )
+    return await chain.submit("Balances.transfer_keep_alive", {"dest": to, "value": amount_planck}, account)
 
 
 def describe_subnet_id(subnet_id: int, friendly_id: int) -> str:

@@ -25,7 +25,7 @@ $name = "$name:subnet"
 packages = ["$name"]
 """)
 
-SUBNET = Template('''"""The $name subnet: nodes answer `echo`, and earn for saying in every epoch that they are there."""
+SUBNET = Template('''"""The $name subnet: nodes answer `echo` and earn for saying in each epoch that they are there."""
 
 import trio
 from pydantic import BaseModel

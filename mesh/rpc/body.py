@@ -71,9 +71,7 @@ def unpack(model: type[ModelT], body: bytes | bytearray) -> ModelT:
     except LocalProtocolError as error:
         raise RemoteProtocolError(str(error)) from error
     if again != body:
-        raise RemoteProtocolError(
-            f"{model.__name__}: not its canonical encoding (unknown field, type or order)"
-        )
+        raise RemoteProtocolError(f"{model.__name__}: not its canonical encoding (unknown field, type or order)")
     return result
 
 

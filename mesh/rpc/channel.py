@@ -111,9 +111,7 @@ class FrameWriter:
         with self._scope:
             await self._send()
         if self._scope.cancelled_caught:
-            raise StreamBroken(
-                f"{self._stream.remote.short} leaves {self._config.max_queued_frames} frames unread"
-            )
+            raise StreamBroken(f"{self._stream.remote.short} leaves {self._config.max_queued_frames} frames unread")
 
     def stop(self) -> None:
         """Begin no more writes: what is queued was never sent."""
@@ -202,9 +200,7 @@ class _FrameReader:
                 with trio.CancelScope(deadline=self._partial_since + self._config.frame_timeout_s) as scope:
                     data = await self._stream.receive_some(_READ_BYTES)
                 if scope.cancelled_caught:
-                    raise RemoteProtocolError(
-                        f"a frame was not complete within {self._config.frame_timeout_s} s"
-                    )
+                    raise RemoteProtocolError(f"a frame was not complete within {self._config.frame_timeout_s} s")
             if not data:
                 if self._decoder.is_partial:
                     raise StreamBroken("the stream ended within a frame")
@@ -227,9 +223,7 @@ class _FrameReader:
             self._unreturned = 0
 
 
-async def _watch(
-    reader: _FrameReader, writer: FrameWriter, config: RpcConfig, idle_s: float, *, is_used: Used
-) -> None:
+async def _watch(reader: _FrameReader, writer: FrameWriter, config: RpcConfig, idle_s: float, *, is_used: Used) -> None:
     """Return when the channel is idle. Raises StreamBroken when a write waits too long.
 
     One task that sleeps, in place of a timeout around every read and write: those are most of what a call costs."""
@@ -326,9 +320,7 @@ class CallingChannel:
                 await _until_first(
                     lambda: self._read(reader),
                     self._writer.run,
-                    lambda: _watch(
-                        reader, writer, self._config, self._idle_s, is_used=lambda: self.waiting > 0
-                    ),
+                    lambda: _watch(reader, writer, self._config, self._idle_s, is_used=lambda: self.waiting > 0),
                 )
         except RemoteProtocolError as violation:
             error = violation
@@ -349,9 +341,7 @@ class CallingChannel:
             call.done.set()
         self._calls.clear()
 
-    async def call(
-        self, protocol: str, method: str, body: bytes, *, deadline: float, max_response_bytes: int
-    ) -> bytes:
+    async def call(self, protocol: str, method: str, body: bytes, *, deadline: float, max_response_bytes: int) -> bytes:
         """One call; returns the body of its answer.
 
         Raises NotSent, StreamBroken, RemoteFailure, NotAuthorized, RequestTimeout (the peer's own),
@@ -421,9 +411,7 @@ class CallingChannel:
                     case f.Cancel():
                         call = self._calls.get(frame.call_id)
                         if call is not None:
-                            self._finish(
-                                call, error_of(Status(TIMEOUT, "", "the peer gave the answer up", True))
-                            )
+                            self._finish(call, error_of(Status(TIMEOUT, "", "the peer gave the answer up", True)))
                     case f.Request():
                         raise RemoteProtocolError("a request on a channel that is not the peer's")
 
@@ -442,9 +430,7 @@ class CallingChannel:
         if frame.body_size > call.limit:
             self._finish(
                 call,
-                RemoteProtocolError(
-                    f"{self.peer.short} answers {frame.body_size} bytes, the limit is {call.limit}"
-                ),
+                RemoteProtocolError(f"{self.peer.short} answers {frame.body_size} bytes, the limit is {call.limit}"),
             )
             writer.control(f.Cancel(frame.call_id))
             self._stale.expect(f.FIRST_CREDIT_BYTES - len(frame.body))
@@ -532,9 +518,7 @@ class InboundCall:
 class AnsweringChannel:
     """A channel a peer opened to us: reads its calls, runs each in a task of its own."""
 
-    def __init__(
-        self, stream: Stream, service: Service, config: RpcConfig, metrics: RpcMetrics, *, now: float
-    ) -> None:
+    def __init__(self, stream: Stream, service: Service, config: RpcConfig, metrics: RpcMetrics, *, now: float) -> None:
         self.stream = stream
         self.config = config
         self.scope = trio.CancelScope()
@@ -629,9 +613,7 @@ class AnsweringChannel:
             if admission is not None:
                 admission.release()
             self._stale.expect(min(request.body_size, f.FIRST_CREDIT_BYTES) - len(request.body))
-            self._refuse(
-                request, self._service.status_of_exception(error, f"{request.protocol} {request.method}")
-            )
+            self._refuse(request, self._service.status_of_exception(error, f"{request.protocol} {request.method}"))
             return
         self.calls[request.call_id] = call
         self._nursery.start_soon(self._answer, call, admission)

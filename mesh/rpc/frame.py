@@ -144,9 +144,7 @@ class FrameDecoder:
             while have - start >= 4:
                 (length,) = _LENGTH.unpack_from(view, start)
                 if not 2 < length <= MAX_FRAME_BYTES - 4:
-                    raise RemoteProtocolError(
-                        f"a frame of {length} bytes (allowed: 3 to {MAX_FRAME_BYTES - 4})"
-                    )
+                    raise RemoteProtocolError(f"a frame of {length} bytes (allowed: 3 to {MAX_FRAME_BYTES - 4})")
                 end = start + 4 + length
                 if end > have:
                     break
@@ -227,7 +225,5 @@ def _call_id(value: object) -> int:
 
 def _text(value: object, limit: int, *, least: int = 0) -> str:
     if type(value) is not str or not least <= len(value) <= limit:
-        raise RemoteProtocolError(
-            f"a frame field is {str(value)[:40]!r}, not text of {least} to {limit} characters"
-        )
+        raise RemoteProtocolError(f"a frame field is {str(value)[:40]!r}, not text of {least} to {limit} characters")
     return value

@@ -154,9 +154,7 @@ class Servicer:
         if not functions:
             return
         if not _PROTOCOL_RE.fullmatch(cls.protocol) or len(cls.protocol) > f.MAX_PROTOCOL_CHARS:
-            raise LocalProtocolError(
-                f"{cls.__name__}.protocol is {cls.protocol!r}: write it like /mesh/echo/1.0.0"
-            )
+            raise LocalProtocolError(f"{cls.__name__}.protocol is {cls.protocol!r}: write it like /mesh/echo/1.0.0")
         cls.methods = {}
         for full_name, function in functions.items():
             spec = _spec_of(cls, full_name.removeprefix(_PREFIX), function)
@@ -230,9 +228,7 @@ class Stub(Generic[ServicerT]):
 class _Bound:
     """A served method and how many calls of it run."""
 
-    def __init__(
-        self, spec: MethodSpec, run: Callable[[BaseModel, RpcContext], Awaitable[BaseModel]]
-    ) -> None:
+    def __init__(self, spec: MethodSpec, run: Callable[[BaseModel, RpcContext], Awaitable[BaseModel]]) -> None:
         self.spec = spec
         self.run = run
         self.running = 0
@@ -281,9 +277,7 @@ class _Admitted:
         spec = self._bound.spec
         peer_class = await self._authorizer.authorize(call.remote, str(spec), spec.limits.least)
         body = await call.receive_body()
-        return await self._bound.answer(
-            body, RpcContext(call.remote, peer_class, call.deadline, call.request.call_id)
-        )
+        return await self._bound.answer(body, RpcContext(call.remote, peer_class, call.deadline, call.request.call_id))
 
     def release(self) -> None:
         self._bound.running -= 1
@@ -386,9 +380,7 @@ class Rpc:
         """For channels: see mesh.rpc.channel.Service."""
         bound = self._bound.get((request.protocol, request.method))
         if bound is None:
-            raise error_of(
-                Status(UNKNOWN_METHOD, "", f"{request.protocol} {request.method} is not served here")
-            )
+            raise error_of(Status(UNKNOWN_METHOD, "", f"{request.protocol} {request.method} is not served here"))
         bound.enter(request.body_size)
         return _Admitted(bound, self._authorizer)
 
@@ -443,9 +435,7 @@ class Rpc:
 
     async def _call(self, spec: MethodSpec, peer: PeerID, request: BaseModel, timeout_s: float | None) -> Any:
         if not isinstance(request, spec.request):
-            raise LocalProtocolError(
-                f"{spec} takes a {spec.request.__name__}, not a {type(request).__name__}"
-            )
+            raise LocalProtocolError(f"{spec} takes a {spec.request.__name__}, not a {type(request).__name__}")
         timeout_s = spec.limits.timeout_s if timeout_s is None else min(timeout_s, spec.limits.timeout_s)
         body = pack(request)
         if len(body) > spec.limits.max_request_bytes:
@@ -526,18 +516,14 @@ class Rpc:
             idle.scope.cancel()
         # Drawn apart, so that a network that came up at once does not close its channels at once.
         idle_s = self.config.idle_s * self._rng.uniform(0.75, 1.25)
-        channel = CallingChannel(
-            peer, self.config, self.metrics, idle_s=idle_s, last_used=trio.current_time()
-        )
+        channel = CallingChannel(peer, self.config, self.metrics, idle_s=idle_s, last_used=trio.current_time())
         self._calling[peer] = channel
         self._nursery.start_soon(self._keep, channel)
         return channel
 
     async def _keep(self, channel: CallingChannel) -> None:
         try:
-            await channel.run(
-                lambda: self._open(channel.peer), lambda error: self._violated(channel.peer, error)
-            )
+            await channel.run(lambda: self._open(channel.peer), lambda error: self._violated(channel.peer, error))
         finally:
             if self._calling.get(channel.peer) is channel:
                 del self._calling[channel.peer]

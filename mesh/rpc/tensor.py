@@ -18,9 +18,7 @@ from mesh.errors import LocalProtocolError, RemoteProtocolError
 if TYPE_CHECKING:
     import numpy as np
 
-DType = Literal[
-    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
-]
+DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 ITEM_BYTES: Final[dict[str, int]] = {
     "float64": 8,
@@ -88,9 +86,7 @@ def buffer_of(array: np.ndarray[Any, Any]) -> memoryview:
     return memoryview(np.ascontiguousarray(little).reshape(-1)).cast("B")
 
 
-def array_of(
-    header: TensorHeader, data: bytes | bytearray | memoryview, *, max_bytes: int
-) -> np.ndarray[Any, Any]:
+def array_of(header: TensorHeader, data: bytes | bytearray | memoryview, *, max_bytes: int) -> np.ndarray[Any, Any]:
     """The array over these bytes, without a copy (read-only over bytes); bfloat16 as uint16 words.
 
     Raises RemoteProtocolError when the size is above `max_bytes` or not the header's, or a bool is neither 0 nor 1."""
@@ -98,9 +94,7 @@ def array_of(
 
     size = header.nbytes(max_bytes=max_bytes)
     if len(data) != size:
-        raise RemoteProtocolError(
-            f"a tensor {header.dtype}{list(header.shape)} has {size} bytes, not {len(data)}"
-        )
+        raise RemoteProtocolError(f"a tensor {header.dtype}{list(header.shape)} has {size} bytes, not {len(data)}")
     name = "uint16" if header.dtype == "bfloat16" else header.dtype
     raw = np.frombuffer(data, dtype="uint8" if name == "bool" else np.dtype(name).newbyteorder("<"))
     if name == "bool":

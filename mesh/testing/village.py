@@ -3,8 +3,8 @@
     result = simulate(subnet, nodes=4, epochs=2, seed=1)
     assert result.earned() == {1, 2, 3, 4}
 
-Same seed, same run. Nodes find each other through the first one, register, stake, work, publish evidence, propose, attest
-and are paid, all by the code that runs on real sockets; only network, chain and time are simulated.
+Same seed, same run. Nodes find each other through the first one, register, stake, work, publish evidence, propose,
+attest and are paid, all by the code that runs on real sockets; only network, chain and time are simulated.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class Island:
         )
         self._migrants: deque[Candidate] = deque(maxlen=MAX_WAITING_MIGRANTS)
         self._visitor: Candidate | None = None
+        self._immigrant: Candidate | None = None
         self._asked: deque[Sequence[float]] = deque()
         self._told: list[tuple[Sequence[float], float]] = []
         self._best = 0
@@ -59,6 +60,9 @@ class Island:
             self._visitor = self._migrants.popleft()
             return self._visitor
         if not self._asked:
+            if self._immigrant is not None:
+                self._engine.inject([to_unit(self._immigrant)])
+                self._immigrant = None
             self._asked.extend(self._engine.ask())
         return from_unit(self._asked[0])
 
@@ -67,7 +71,8 @@ class Island:
         best, self._best = self._best, max(self._best, ppm)
         if self._visitor is not None:
             if ppm > best:
-                self._engine.inject([to_unit(self._visitor)])  # joins the next generation, not this one
+                # Joins the next generation, not this one; the best only, since cma keeps no more than it asked for.
+                self._immigrant = self._visitor
             self._visitor = None
             return
         self._told.append((self._asked.popleft(), -ppm / 1e6))

@@ -57,9 +57,6 @@ MAX_MODEL_BYTES: Final = 64 * 1024
 STATE_FILE: Final = "optimization.msgpack"
 _RETRY_S: Final = 2.0
 _MAX_FOREIGN: Final = 1024
-_CLAIM_EARLY_BLOCKS: Final = 2
-"""A claim is committed this many blocks before its window ends: late enough to have searched, early enough to reach
-all validators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +353,8 @@ class _Node:
     async def _commit(self, epoch: int, snapshot: Snapshot) -> Claim | None:
         """Choose a claim and commit to it; None when its window passed or there is nothing to claim."""
         epochs, when = self._ctx.epochs, self._ctx.epochs.windows.claim_commit
-        await epochs.wait_until(epoch, max(when.first, when.last - _CLAIM_EARLY_BLOCKS))
+        # A third into the window: late enough to have searched on, early enough to train and reach all validators.
+        await epochs.wait_until(epoch, when.first + (when.last - when.first) // 3)
         if not self._is_before(epoch, when.last):
             return None
         stated = self._restate(self._claimable())
@@ -478,11 +476,10 @@ class _Node:
             judged = outcome(settlement.evidence)
             self._last = judged
             log.info(
-                "epoch %d is settled: %d claims accepted, %d rejected, champion %d ppm",
+                "epoch %d is settled: champion %d ppm; claims: %s",
                 judged.epoch,
-                len(judged.accepted),
-                len(judged.rejected),
                 judged.champion.ppm,
+                ", ".join(f"node {v.node_id} {v.status.value}" for v in judged.verdicts) or "none",
             )
             champion = judged.champion
             if champion == self._state.champion or champion.epoch < self._state.champion.epoch:

@@ -1,4 +1,4 @@
-"""The demo as a person runs it: separate processes, real sockets, a real chain. Waits on events, asserts no wall time."""
+"""The demo as a person runs it: separate processes, real sockets, a real chain. Waits on events, not on time."""
 
 import json
 import os

@@ -58,9 +58,7 @@ CONFIG = RpcConfig(
 )
 
 
-def request(
-    call_id: int, name: str = "give", *, size: int = 0, body: bytes = b"", timeout_ms: int = 5000
-) -> bytes:
+def request(call_id: int, name: str = "give", *, size: int = 0, body: bytes = b"", timeout_ms: int = 5000) -> bytes:
     return f.encode(f.Request(call_id, NAME, name, timeout_ms, size or len(body), body))
 
 
@@ -200,9 +198,7 @@ async def test_a_flood_of_calls(autojump_clock: MockClock) -> None:
             with pytest.raises(NetworkError):
                 # Never reads an answer: the refusals pile up, then the channel is gone.
                 for start in range(1, 100_000, 100):
-                    await stream.send_all(
-                        b"".join(request(n, "wait", body=BODY) for n in range(start, start + 100))
-                    )
+                    await stream.send_all(b"".join(request(n, "wait", body=BODY) for n in range(start, start + 100)))
             await it.check_alive()
             nursery.cancel_scope.cancel()
         assert most <= CONFIG.max_calls_in_per_channel

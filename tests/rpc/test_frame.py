@@ -28,9 +28,7 @@ def responses(draw: st.DrawFn) -> f.Response:
     code = draw(st.sampled_from(["", "busy", "internal"]))
     body = b"" if code else draw(bodies)
     size = 0 if code else draw(st.integers(len(body), f.MAX_BODY_BYTES))
-    return f.Response(
-        draw(ids), code, draw(words), draw(st.text(max_size=100)), draw(st.booleans()), size, body
-    )
+    return f.Response(draw(ids), code, draw(words), draw(st.text(max_size=100)), draw(st.booleans()), size, body)
 
 
 frames = st.one_of(
@@ -74,9 +72,7 @@ values = st.recursive(
 
 
 @given(st.integers(0, 20), st.lists(values, max_size=8), bodies)
-def test_headers_of_any_shape_raise_only_remote_protocol_errors(
-    kind: int, rest: list[object], body: bytes
-) -> None:
+def test_headers_of_any_shape_raise_only_remote_protocol_errors(kind: int, rest: list[object], body: bytes) -> None:
     header = msgpack.packb([kind, *rest])
     try:
         f.decode(len(header).to_bytes(2, "big") + header + body)
@@ -149,9 +145,7 @@ def test_a_length_is_refused_before_its_bytes_come() -> None:
 
 def test_the_largest_frame_fits_and_nothing_larger_is_made() -> None:
     longest = "x" * f.MAX_PROTOCOL_CHARS
-    head = f.Request(
-        f.MAX_CALL_ID, longest, "m" * 64, f.MAX_TIMEOUT_MS, f.MAX_BODY_BYTES, bytes(f.MAX_BODY_PER_FRAME)
-    )
+    head = f.Request(f.MAX_CALL_ID, longest, "m" * 64, f.MAX_TIMEOUT_MS, f.MAX_BODY_BYTES, bytes(f.MAX_BODY_PER_FRAME))
     assert len(f.encode(head)) <= f.MAX_FRAME_BYTES
     with pytest.raises(LocalProtocolError):
         f.encode(f.Data(1, bytes(f.MAX_FRAME_BYTES)))

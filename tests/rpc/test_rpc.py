@@ -247,9 +247,7 @@ async def test_a_disconnect_cancels_the_handlers(nodes: Nodes, autojump_clock: M
         assert client.metrics.channels_opened == 2
 
 
-async def test_a_cancelled_large_call_leaves_the_channel_whole(
-    nodes: Nodes, autojump_clock: MockClock
-) -> None:
+async def test_a_cancelled_large_call_leaves_the_channel_whole(nodes: Nodes, autojump_clock: MockClock) -> None:
     sim = SimNetwork(seed=1, latency_s=0.05)
     async with nodes([ToolServicer()], [], sim=sim) as (server, client):
         stub = client.stub(ToolServicer, server.net.local.peer_id)
@@ -459,9 +457,7 @@ async def test_the_least_recently_used_idle_channel_leaves_for_a_new_one(
 
 async def test_the_answerer_restarts(autojump_clock: MockClock) -> None:
     sim = SimNetwork(seed=1, latency_s=0.01)
-    server, client = (
-        Rpc(sim.node(PeerKey.dev(n)), Everyone(), rng=random.Random(0)) for n in ("server", "client")
-    )
+    server, client = (Rpc(sim.node(PeerKey.dev(n)), Everyone(), rng=random.Random(0)) for n in ("server", "client"))
     server.serve(servicer := ToolServicer())
     client.net.learn(server.net.local)
     stub = client.stub(ToolServicer, server.net.local.peer_id)
@@ -493,9 +489,7 @@ async def _broken(stub: Stub[ToolServicer]) -> None:
 
 async def test_the_caller_stops(autojump_clock: MockClock) -> None:
     sim = SimNetwork(seed=1, latency_s=0.01)
-    server, client = (
-        Rpc(sim.node(PeerKey.dev(n)), Everyone(), rng=random.Random(0)) for n in ("server", "client")
-    )
+    server, client = (Rpc(sim.node(PeerKey.dev(n)), Everyone(), rng=random.Random(0)) for n in ("server", "client"))
     server.serve(servicer := ToolServicer())
     client.net.learn(server.net.local)
     async with trio.open_nursery() as nursery:
