@@ -28,3 +28,10 @@ def test_scaffold_makes_a_package_that_imports(tmp_path: Path) -> None:
     exec(compile(code, "mine", "exec"), module.__dict__)
     assert module.subnet.name == "mine"
     assert 'mine = "mine:subnet"' in (tmp_path / "mine" / "pyproject.toml").read_text()
+
+
+def test_the_simulation_in_the_subnets_readme_runs() -> None:
+    text = (Path(__file__).parents[2] / "subnets" / "README.md").read_text()
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    exec(compile(found[1], "subnets/README.md", "exec"), {})
