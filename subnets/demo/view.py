@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -78,57 +79,52 @@ def tensor(amount_planck: int, digits: int = 4) -> str:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The table and the books, as read back from the chain."""
-    table = Table(title="Read back from the chain", title_justify="left")
-    for header in ("node", "peer id", "role", "score", "claims ok/bad", "reputation"):
-        table.add_column(header)
-    for header in ("stake before", "stake after", "reward work", "reward proposer"):
-        table.add_column(header, justify="right")
+    """The table and the books, as read back from the chain; fits 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for header in ("node", "peer id", "role"):
+        table.add_column(header, no_wrap=True)
+    for header in ("score", "claims", "rep.", "stake", "after", "work", "propose"):
+        table.add_column(header, justify="right", no_wrap=True)
     for row in report.nodes:
         table.add_row(*_cells(row))
     console.print(table)
     console.print(
-        f"model on {report.judge_samples} samples no node has seen: accuracy {report.accuracy_before:.3f} before, "
-        f"{report.accuracy_after:.3f} after (verified gain {report.verified_gain:+.3f}, served on {report.device})"
+        "(score in thousandths; claims accepted/rejected; amounts in TENSOR, read back from the chain)\n\n"
+        f"model:    accuracy {report.accuracy_before:.3f} before, {report.accuracy_after:.3f} after, on "
+        f"{report.judge_samples} samples no node has seen\n"
+        f"          (verified gain {report.verified_gain:+.3f}, served on {report.device})\n"
+        f"stranger: refused, {report.stranger_refused_because.partition(':')[0]}\n"
+        f"epochs:   {report.epochs_settled} settled with rewards, {report.epochs_missed} missed; "
+        f"{report.rejected_claims} claims rejected\n\n"
+        "books: N = every planck anywhere, summed from storage; minted and burned by cause",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"a stranger without stake was refused: {report.stranger_refused_because}")
-    console.print(
-        f"epochs settled with rewards {report.epochs_settled}, missed {report.epochs_missed}, "
-        f"claims rejected {report.rejected_claims}"
-    )
-    books = Table(title="Books: every planck anywhere", title_justify="left")
-    for header in ("epoch", "N before", "minted", "burned", "N after", ""):
-        books.add_column(header, justify="right" if header else "left")
     for epoch in report.books:
-        books.add_row(*_book_cells(epoch))
-    console.print(books)
+        console.print(_books(epoch), highlight=False, soft_wrap=True)
 
 
 def _cells(row: NodeRow) -> tuple[str, ...]:
     return (
         row.name,
-        f"…{row.peer_id[-8:]}",
+        row.peer_id[-6:],
         row.role,
-        str(row.score),
+        str(row.score // 10**15),
         f"{row.claims_accepted}/{row.claims_rejected}",
-        f"{Decimal(row.reputation) / PLANCK_PER_TENSOR:.3f}",
-        tensor(row.stake_before),
+        f"{Decimal(row.reputation) / PLANCK_PER_TENSOR:.2f}",
+        tensor(row.stake_before, 1),
         tensor(row.stake_after),
         tensor(row.reward_work),
         tensor(row.reward_proposer),
     )
 
 
-def _book_cells(books: EpochBooks) -> tuple[str, ...]:
-    def causes(amounts: object) -> str:
-        assert isinstance(amounts, dict)
-        return "\n".join(f"{cause} {tensor(amount, 6)}" for cause, amount in sorted(amounts.items())) or "-"
+def _books(books: EpochBooks) -> str:
+    def exact(amount: int) -> str:
+        return f"{Decimal(amount) / PLANCK_PER_TENSOR:,.18f}"
 
-    return (
-        str(books.epoch),
-        tensor(books.before, 6),
-        causes(dict(books.minted)),
-        causes(dict(books.burned)),
-        tensor(books.after, 6),
-        "balanced" if books.conserved else "NOT BALANCED",
-    )
+    lines = [f"  epoch {books.epoch:<3} N {exact(books.before):>39}"]
+    lines += [f"    + {cause:<20} {exact(amount):>26}" for cause, amount in sorted(books.minted.items())]
+    lines += [f"    - {cause:<20} {exact(amount):>26}" for cause, amount in sorted(books.burned.items())]
+    verdict = "balanced" if books.conserved else "NOT BALANCED"
+    return "\n".join([*lines, f"    = N {exact(books.after):>45}  {verdict}"])
