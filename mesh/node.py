@@ -45,6 +45,11 @@ log = logging.getLogger(__name__)
 MAX_UNREAD_SETTLEMENTS = 8
 """Settled epochs a slow subnet may fall behind before it misses the oldest."""
 
+MAX_CLOCK_SKEW_S = 5.0
+"""How far behind the chain's time a node may start."""
+CHAIN_STANDS_STILL_S = 60.0
+"""Ten of the real chain's blocks."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -154,7 +159,7 @@ async def run_node(
         for servicer in subnet.servicers(ctx, subnet_config):
             rpc.serve(servicer)
         await nursery.start(subnet.run, ctx, subnet_config)
-        if view.epochs is not None and hotkey is not None:
+        if view.epochs is not None:
             loop = ConsensusLoop(
                 chain=view.chain,
                 subnet_id=view.subnet_id,
@@ -194,6 +199,18 @@ async def run_bootnode(
         dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
         await nursery.start(dht.run, bootstrap)
         task_status.started(NodeInfo(parts.net.local, view.subnet_id, None, view.genesis))
+
+
+def check_clock(now_s: float, chain_s: float) -> None:
+    """Raises ConfigError when our clock is behind the chain's last block, which no right clock can be: records would be
+    signed with wrong times. Far ahead is only logged, since the chain itself may be standing still."""
+    skew_s = now_s - chain_s
+    if skew_s < -MAX_CLOCK_SKEW_S:
+        raise ConfigError(
+            f"this machine's clock is {-skew_s:.0f} s behind the chain: set it right (at most {MAX_CLOCK_SKEW_S:g} s)"
+        )
+    if skew_s > CHAIN_STANDS_STILL_S:
+        log.warning("the chain's last block is %.0f s old: it stands still, or this machine's clock is ahead", skew_s)
 
 
 @contextmanager
@@ -252,6 +269,7 @@ async def _open_chain_view(
         return _ChainView(config.subnet_id, offline.genesis, offline, None, epochs, Everyone(), lambda peer: True)
     chain = parts.chain
     await nursery.start(chain.run)
+    check_clock(parts.clock.now(), await chain.timestamp_ms() / 1000)
     subnet_id = await chain.resolve_subnet_id(config.subnet_id)
     epochs = Epochs(chain, subnet_id)
     await nursery.start(epochs.run)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mesh.errors import ConfigError
+from mesh.node import check_clock
 from mesh.testing.village import simulate
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -21,6 +23,13 @@ def echo() -> Any:
     sys.modules[module.__name__] = module  # models and servicers are found by their module
     exec(compile(found[1], module.__name__, "exec"), module.__dict__)
     return module.subnet
+
+
+def test_a_clock_behind_the_chain_is_refused() -> None:
+    check_clock(1000.0, 1004.0)
+    check_clock(2000.0, 1000.0)  # a chain that stands still is not our fault
+    with pytest.raises(ConfigError, match="behind"):
+        check_clock(1000.0, 1006.0)
 
 
 def test_every_node_of_the_echo_subnet_earns(echo: Any) -> None:

@@ -21,8 +21,6 @@ from mesh.peer import PeerInfo
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
 
-MAX_CLOCK_SKEW_S = 5.0
-"""A node this far off the chain's time refuses to start."""
 FAILED_CALL_FEE_PLANCK = 1_000_000_000
 """What a failed propose or attest costs, ten times the 1.08e8 planck recorded from the real runtime."""
 
@@ -82,9 +80,12 @@ def doctor(
 async def _ask_chain(
     client: Chain, subnet_id: int | None, identity_path: Path | None, hotkey_file: Path | None
 ) -> list[Finding]:
-    skew = SystemClock().now() - await client.timestamp_ms() / 1000
-    # The timestamp is the last block's: an honest clock is up to a block time ahead of it.
-    findings = [Finding("clock", -MAX_CLOCK_SKEW_S < skew < 60, f"{skew:+.1f} s against the chain's last block")]
+    from mesh.node import CHAIN_STANDS_STILL_S, MAX_CLOCK_SKEW_S
+
+    skew_s = SystemClock().now() - await client.timestamp_ms() / 1000
+    # The timestamp is the last block's: a right clock is up to a block time ahead of it.
+    good = -MAX_CLOCK_SKEW_S < skew_s < CHAIN_STANDS_STILL_S
+    findings = [Finding("clock", good, f"{skew_s:+.1f} s against the chain's last block")]
     if hotkey_file is not None:
         hotkey = load_account_key(hotkey_file)
         balance = await client.balance(hotkey.account_id)

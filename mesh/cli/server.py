@@ -85,8 +85,6 @@ def serve(
     node, chain = node or NodeOptions(), chain or ChainOptions()
     loaded = load_subnet(subnet)
     settings = loaded.Config(**_toml(subnet_config))
-    if node.no_blockchain_rpc and getattr(loaded, "needs_chain", False):
-        raise ConfigError(f"subnet {subnet!r} runs other people's code or pays for work: it needs a chain")
     config = _config(node, chain, subnet_node_id=subnet_node_id)
     hotkey = None
     if not node.no_blockchain_rpc:
