@@ -82,7 +82,7 @@ HINTS = {
     "SubnetActivationConditionsNotMetYet": "it takes at least 3 nodes and enough delegated stake",
     "NotSubnetOwner": "only the coldkey that registered the subnet may do this",
     "ColdkeyRegistrationWhitelist": "before activation only the subnet's initial coldkeys may register nodes",
-    "InvalidSubnetRegistrationInitialColdkeys": "--initial_coldkeys takes at least 3 accounts: ADDRESS, or ADDRESS=2 for two nodes",
+    "InvalidSubnetRegistrationInitialColdkeys": "--initial_coldkeys takes 3 accounts or more; A=2 means two nodes",
     "MaxRegisteredNodes": "this coldkey has registered as many nodes as it may",
     "PeerIdExist": "a node with this peer id is registered already: make new keys",
     "BootnodePeerIdExist": "a node with this bootnode peer id is registered already: make new keys",
