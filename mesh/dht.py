@@ -482,7 +482,7 @@ class DHT:
                 nursery.start_soon(knock, info)
         if len(self._table) > before:
             await self._find(key_of_peer(self._identity.peer_id), k=self._config.routing.bucket_size)
-            log.info("dht.joined", extra={"peers": len(self._table)})
+            log.info("joined: %d peers in the table", len(self._table))
         return len(self._table) > 0 or not seeds
 
     async def _keep_joined(self, bootstrap: Sequence[PeerInfo]) -> None:
@@ -494,7 +494,7 @@ class DHT:
                 self._state.remember(self._table)
                 await trio.sleep(config.rejoin_s * (0.9 + 0.2 * self._rng.random()))
             else:
-                log.warning("dht.alone", extra={"retry_s": pause_s, "bootnodes": len(bootstrap)})
+                log.warning("none of %d bootnodes answers; trying again in %.1f s", len(bootstrap), pause_s)
                 await trio.sleep(pause_s * (0.9 + 0.2 * self._rng.random()))
                 pause_s = min(config.retry_max_s, pause_s * 2)
             await self._join(bootstrap)
@@ -710,7 +710,7 @@ class DHT:
 
     def _on_error(self, peer: PeerID, error: MeshError) -> None:
         if isinstance(error, RemoteProtocolError):
-            log.warning("dht.misbehaved", extra={"peer": str(peer), "error": str(error)})
+            log.warning("%s broke the protocol and is shunned for a while: %s", peer, error)
             self._table.remove(peer)
             self._shunned.pop(peer, None)
             self._shunned[peer] = trio.current_time() + self._config.shun_s

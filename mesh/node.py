@@ -176,7 +176,7 @@ async def run_node(
             )
             await nursery.start(loop.run)
         info = NodeInfo(parts.net.local, view.subnet_id, config.subnet_node_id, view.genesis)
-        log.info("node.ready", extra={"peer_id": str(info.local.peer_id), "subnet_id": info.subnet_id})
+        log.info("%s is ready in subnet %d", info.local.peer_id, info.subnet_id)
         task_status.started(info)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import random
 import signal
@@ -35,6 +36,8 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
     tokens = normalized(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
+    if not debug:
+        logging.getLogger().addHandler(logging.NullHandler())  # commands speak for themselves; servers set up logging
     try:
         load_dotenv(Path(".env"))
         app(tokens)
@@ -223,21 +226,23 @@ async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> 
         cache_dir=data_home() / "metadata",
         rng=random.Random(os.urandom(16)),
     )
-    async with trio.open_nursery() as nursery:
-        with trio.move_on_after(options.chain_timeout) as waiting:
-            await nursery.start(chain.run)
-        if waiting.cancelled_caught:
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(options.chain_timeout) as waiting:
+                await nursery.start(chain.run)
+            if waiting.cancelled_caught:
+                raise ChainUnavailable(
+                    f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
+                    "start one with `mesh-chain`, or give --chain-url"
+                )
+            if secret_on_argv and not is_local_chain(chain.url, chain.chain_type, chain.genesis):
+                raise KeyFileError(
+                    "secrets on the command line are accepted on a local chain only: use --coldkey-file or MESH_COLDKEY"
+                )
+            yield chain
             nursery.cancel_scope.cancel()
-            raise ChainUnavailable(
-                f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
-                "start one with `mesh-chain`, or give --chain-url"
-            )
-        if secret_on_argv and not is_local_chain(chain.url, chain.chain_type, chain.genesis):
-            raise KeyFileError(
-                "secrets on the command line are accepted on a local chain only: use --coldkey-file or MESH_COLDKEY"
-            )
-        yield chain
-        nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
 def planck(text: str, *, name: str) -> int:

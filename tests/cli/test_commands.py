@@ -102,6 +102,26 @@ def test_no_chain_is_said_in_one_sentence(run: Run, monkeypatch: pytest.MonkeyPa
     assert "Traceback" not in done.stderr
 
 
+def test_doctor_finds_that_there_is_no_chain_and_what_else(run: Run) -> None:
+    argv = (
+        "doctor",
+        "--chain-url",
+        "ws://127.0.0.1:1",
+        "--chain-timeout",
+        "0.5",
+        "--host_maddrs",
+        "/ip4/127.0.0.1/tcp/0",
+    )
+    done = run(
+        *argv, "--initial_peers", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBP2bH84ed62VppJ2LNQqeGcwvE3RdRrymLhkJe3dakUt"
+    )
+    assert done.returncode == 1
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["ok", "port"], ["BAD", "bootnode"], ["BAD", "chain"],
+    ]  # fmt: skip
+    assert done.stderr == ""
+
+
 def test_dotenv_with_a_secret_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESH_COLDKEY", raising=False)
     monkeypatch.delenv("MESH_TEST_ONLY", raising=False)
