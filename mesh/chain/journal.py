@@ -4,9 +4,9 @@ An entry {nonce, signed bytes, era, account, call, purpose} is on disk before it
 identical bytes are sent again; as chain and nonce allow one of them at most, nothing happens twice. An entry is dead
 when its era has ended and it is in no block of it: then, and only then, a new extrinsic may carry the same intent.
 
-One file per chain and account, a line of JSON per step, each with a checksum, flushed with fsync. A torn last line is a
-crash while writing, before anything was sent, and is dropped; any other damage is refused, because sending what a
-damaged journal forgot could do a thing twice.
+One file per chain and account, a line of JSON per step, each with a checksum, written whole and flushed with fsync, or
+taken back. A torn last line is a crash while writing, before anything was sent, and is dropped; any other damage is
+refused, because sending what a damaged journal forgot could do a thing twice.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Journal:
         self._lock = lock
         self._pending: dict[bytes, Entry] = {}
         self._done: dict[bytes, Done] = {}
+        self._size = 0
+        """Bytes of the file that are whole lines; what lies behind them is torn and makes way for the next line."""
         self._load()
 
     @classmethod
@@ -159,8 +161,16 @@ class Journal:
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                os.write(handle, _sealed(line))
-                os.fsync(handle)
+                size = min(self._size, os.fstat(handle).st_size)
+                os.ftruncate(handle, size)
+                try:
+                    _write_all(handle, _sealed(line))
+                    os.fsync(handle)
+                except OSError:
+                    with contextlib.suppress(OSError):  # what stays is behind `_size`: the next line replaces it
+                        os.ftruncate(handle, size)
+                    raise
+                self._size = os.fstat(handle).st_size
             finally:
                 os.close(handle)
         except OSError as error:
@@ -171,12 +181,14 @@ class Journal:
         self._done = {done.entry.extrinsic_hash: done for done in kept}
         lines = [line for done in kept for line in (_entry_line(done.entry), _done_line(done))]
         lines += [_entry_line(entry) for entry in self.pending]
+        data = b"".join(_sealed(line) for line in lines)
         temporary = self.path.with_suffix(".new")
         with temporary.open("wb") as file:
-            file.write(b"".join(_sealed(line) for line in lines))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+        self._size = len(data)
 
     def _load(self) -> None:
         try:
@@ -186,8 +198,7 @@ class Journal:
         *lines, torn = raw.split(b"\n")
         if torn:
             log.warning("journal %s: a torn last line is dropped; it was never sent", self.path)
-            with self.path.open("r+b") as file:
-                file.truncate(len(raw) - len(torn))
+        self._size = len(raw) - len(torn)
         for number, line in enumerate(lines, 1):
             try:
                 self._replay(_unsealed(line))
@@ -219,6 +230,12 @@ class Journal:
         entry_or_done = self._pending.pop(digest, None) or self._done[digest].entry
         fate, delivery = Fate(str(step["fate"])), Delivery(str(step["delivery"]))
         self._done[digest] = Done(entry_or_done, fate, delivery, int(str(step["block"])))
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    # A write may take a part only, as on a full disk; whatever is missing then fails by itself.
+    while data:
+        data = data[os.write(handle, data) :]
 
 
 def _entry_line(entry: Entry) -> str:

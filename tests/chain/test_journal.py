@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from mesh.chain import journal as journals
 from mesh.chain.journal import Delivery, Entry, Fate, Journal, JournalDamaged
 from mesh.chain.runtime import blake2
+from mesh.errors import ChainError
 
 GENESIS, ACCOUNT = b"\x01" * 32, b"\x02" * 20
 
@@ -76,6 +80,56 @@ def test_a_torn_last_line_was_never_sent_and_is_dropped(tmp_path: Path) -> None:
     again.open(entry(1))
     again.release()
     assert opened(tmp_path).pending == (entry(0), entry(1))
+
+
+def writes(*, at_most: int, until: int = 1 << 30) -> Callable[[int, bytes], int]:
+    """os.write as a nearly full disk has it: `at_most` bytes at a time, none after `until` bytes."""
+    real, written = os.write, 0
+
+    def write(handle: int, data: bytes) -> int:
+        nonlocal written
+        if written >= until:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = real(handle, data[: min(at_most, until - written)])
+        written += done
+        return done
+
+    return write
+
+
+def test_a_line_that_is_written_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", writes(at_most=40))
+    journal = opened(tmp_path)
+    journal.open(entry(0))
+    journal.open(entry(1))
+    journal.close(entry(0), Fate.INCLUDED, delivery=Delivery.DELIVERED, block=12)
+    journal.release()
+    again = opened(tmp_path)
+    assert again.pending == (entry(1),)
+    assert again.done[0].entry == entry(0)
+
+
+@pytest.mark.parametrize("truncate", ["works", "fails"])
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncate: str) -> None:
+    journal = opened(tmp_path)
+    journal.open(entry(0))
+    whole = journal.path.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", writes(at_most=40, until=100))
+        if truncate == "fails":
+            sizes = iter([os.ftruncate])  # the one before the writing works
+            full.setattr(os, "ftruncate", lambda handle, size: next(sizes, refuse)(handle, size))
+        with pytest.raises(ChainError, match=r"cannot write the journal .*No space left"):
+            journal.open(entry(1))
+    assert journal.pending == (entry(0),)
+    assert len(journal.path.read_bytes()) - len(whole) == (0 if truncate == "works" else 100)
+    journal.open(entry(2))
+    journal.release()
+    assert opened(tmp_path).pending == (entry(0), entry(2))
+
+
+def refuse(handle: int, size: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_tampered_line_is_refused_by_file_and_line(tmp_path: Path) -> None:
