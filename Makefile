@@ -6,11 +6,11 @@ BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help needs install demo test check test-slow test-gpu test-npm bench freeze clean
+.PHONY: help needs install demo test check test-slow test-gpu bench freeze clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install | check | test-slow | test-gpu | test-npm | bench | freeze | clean"
+	@echo "make install | check | test-slow | test-gpu | | bench | freeze | clean"
 
 # libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
 needs:
@@ -51,10 +51,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu
-
-test-npm: install
-	$(BIN)/python -m pytest -m npm --timeout 900
+	$(BIN)/python -m pytest -m gpu --timeout 600
 
 bench: install
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

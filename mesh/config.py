@@ -1,4 +1,4 @@
-"""What a node is told: one frozen model, filled by the command line, the environment, `.env` and a TOML file.
+"""What a node is told: one frozen model, filled by the command line, the environment and `.env`.
 
 Components keep their own limits in config models beside them; here is what the person who runs a node decides.
 """
@@ -26,6 +26,7 @@ class NodeConfig(BaseModel):
     host_maddrs: tuple[str, ...] = Field(default=("/ip4/127.0.0.1/tcp/0",), min_length=1, max_length=8)
     announce_maddrs: tuple[str, ...] = Field(default=(), max_length=8)
     initial_peers: tuple[str, ...] = Field(default=(), max_length=64)
+    is_new_swarm: bool = Field(default=False, description="whether to join nobody, not even the chain's bootnodes")
     subnet_id: int = Field(default=1, ge=1, lt=2**32, description="friendly (1) or real (128001) subnet id")
     subnet_node_id: int | None = Field(default=None, ge=1, lt=2**32)
     chain_urls: tuple[str, ...] = Field(default=(DEFAULT_CHAIN_URL,), max_length=8)

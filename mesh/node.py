@@ -89,8 +89,8 @@ class Health(BaseModel):
     epoch: int
     block: int
     connected: int
-    staked: bool
-    """False when the node runs without a chain and takes everyone as a member."""
+    has_chain: bool
+    """False when the node runs without one and takes everyone as a member."""
 
 
 class HealthServicer(Servicer):
@@ -123,19 +123,19 @@ async def run_node(
     """
     state = config.data_dir / "state"
     state.mkdir(parents=True, exist_ok=True)
-    bootstrap = config.bootstrap()
     async with trio.open_nursery() as nursery:
-        view = await _open_chain_view(nursery, config, parts, bootstrap)
+        view = await _open_chain_view(nursery, config, parts)
+        node_id = await _registered_as(view, config, parts.identity.peer_id)
         await nursery.start(parts.net.run)
         rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
         await nursery.start(rpc.run)
         rules: list[NamespaceRule] = [*subnet.rules(subnet_config)]
-        if view.epochs is not None:
+        if view.has_chain:
             rules += [inventory_rule(), refusal_rule()]
         dht = _dht(config, parts, rpc, rules, view, role=Role.SERVER, state_path=state / "dht.json")
         content = Content(config.data_dir / "content", rpc)
         rpc.serve(content.servicer())
-        await nursery.start(dht.run, bootstrap)
+        await nursery.start(dht.run, view.bootstrap)
         worker = Worker(subnet.jobs)
         await nursery.start(worker.run)
 
@@ -147,7 +147,7 @@ async def run_node(
             dht=dht,
             rpc=rpc,
             chain=view.chain,
-            epochs=view.epochs_or_local,
+            epochs=view.epochs,
             content=content,
             worker=worker,
             clock=parts.clock,
@@ -159,7 +159,7 @@ async def run_node(
         for servicer in subnet.servicers(ctx, subnet_config):
             rpc.serve(servicer)
         await nursery.start(subnet.run, ctx, subnet_config)
-        if view.epochs is not None:
+        if view.has_chain:
             loop = ConsensusLoop(
                 chain=view.chain,
                 subnet_id=view.subnet_id,
@@ -175,7 +175,7 @@ async def run_node(
                 receiver=receive,
             )
             await nursery.start(loop.run)
-        info = NodeInfo(parts.net.local, view.subnet_id, config.subnet_node_id, view.genesis)
+        info = NodeInfo(parts.net.local, view.subnet_id, node_id, view.genesis)
         log.info("%s is ready in subnet %d", info.local.peer_id, info.subnet_id)
         task_status.started(info)
 
@@ -189,15 +189,14 @@ async def run_bootnode(
     """Route for others until cancelled: a DHT node that holds no records. started() once listening."""
     state = config.data_dir / "state"
     state.mkdir(parents=True, exist_ok=True)
-    bootstrap = config.bootstrap()
     async with trio.open_nursery() as nursery:
-        view = await _open_chain_view(nursery, config, parts, bootstrap)
+        view = await _open_chain_view(nursery, config, parts)
         await nursery.start(parts.net.run)
         rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
         await nursery.start(rpc.run)
         rpc.serve(HealthServicer(lambda: _health("bootnode", view, parts.net)))
         dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
-        await nursery.start(dht.run, bootstrap)
+        await nursery.start(dht.run, view.bootstrap)
         task_status.started(NodeInfo(parts.net.local, view.subnet_id, None, view.genesis))
 
 
@@ -240,25 +239,31 @@ class _ChainView:
     """What the rest of the node sees of the chain, or of its absence."""
 
     subnet_id: int
-    genesis: bytes
-    chain: Any
-    epochs: Epochs | None
-    epochs_or_local: Any
+    chain: Chain
+    has_chain: bool
+    """False: `chain` only tells time (mesh.chain.offline)."""
+    epochs: Epochs
     authorizer: Authorizer
     is_member: Callable[[PeerID], bool]
+    bootstrap: tuple[PeerInfo, ...]
+    """Whom to join through: configured peers first, then the bootnodes that the chain lists."""
+
+    @property
+    def genesis(self) -> bytes:
+        """The chain's."""
+        return self.chain.genesis
 
     def position(self) -> BlockPosition | None:
         """Where the best block stands, or None while nobody knows."""
         try:
-            position = self.epochs_or_local.position()
-            return BlockPosition(self.epochs_or_local.block().number, position.epoch, position.offset, position.length)
+            position = self.epochs.position()
+            return BlockPosition(self.epochs.block().number, position.epoch, position.offset, position.length)
         except ChainUnavailable:
             return None
 
 
-async def _open_chain_view(
-    nursery: trio.Nursery, config: NodeConfig, parts: Parts, bootstrap: Sequence[PeerInfo]
-) -> _ChainView:
+async def _open_chain_view(nursery: trio.Nursery, config: NodeConfig, parts: Parts) -> _ChainView:
+    configured = config.bootstrap()
     if parts.chain is None:
         from mesh.chain.offline import OfflineChain
 
@@ -266,13 +271,16 @@ async def _open_chain_view(
         await nursery.start(offline.run)
         epochs = Epochs(offline, config.subnet_id)
         await nursery.start(epochs.run)
-        return _ChainView(config.subnet_id, offline.genesis, offline, None, epochs, Everyone(), lambda peer: True)
+        return _ChainView(config.subnet_id, offline, False, epochs, Everyone(), lambda peer: True, configured)
     chain = parts.chain
     await nursery.start(chain.run)
     check_clock(parts.clock.now(), await chain.timestamp_ms() / 1000)
     subnet_id = await chain.resolve_subnet_id(config.subnet_id)
     epochs = Epochs(chain, subnet_id)
     await nursery.start(epochs.run)
+    known = {info.peer_id for info in configured}
+    listed = () if config.is_new_swarm else await chain.bootnodes(subnet_id)
+    bootstrap = (*configured, *(info for info in listed if info.peer_id not in known))
     membership = MembershipAuthorizer(
         chain,
         subnet_id,
@@ -281,10 +289,26 @@ async def _open_chain_view(
             grace_s=config.membership_grace_s,
             guest_open=config.guest_open,
         ),
-        infrastructure=tuple(info.peer_id for info in bootstrap),
+        infrastructure=tuple(info.peer_id for info in configured),
     )
     await nursery.start(membership.run)
-    return _ChainView(subnet_id, chain.genesis, chain, epochs, epochs, membership, membership.is_member)
+    return _ChainView(subnet_id, chain, True, epochs, membership, membership.is_member, bootstrap)
+
+
+async def _registered_as(view: _ChainView, config: NodeConfig, peer: PeerID) -> int | None:
+    """The node id our peer id is registered under, None when it is not (yet). Raises ConfigError when the node was told
+    another one: it would run with somebody else's keys."""
+    if not view.has_chain:
+        return config.subnet_node_id
+    node = (await view.chain.snapshot(view.subnet_id)).by_peer(peer)
+    if node is None:
+        log.warning("%s is not registered in subnet %d: others will refuse it (register-node)", peer, view.subnet_id)
+        return None
+    if config.subnet_node_id not in (None, node.node_id):
+        raise ConfigError(
+            f"--subnet_node_id {config.subnet_node_id} does not fit: {peer} is registered as node {node.node_id}"
+        )
+    return node.node_id
 
 
 def _dht(
@@ -320,5 +344,5 @@ def _health(name: str, view: _ChainView, net: Network) -> Health:
         epoch=position.epoch if position else 0,
         block=position.block if position else 0,
         connected=len(net.connected()),
-        staked=view.epochs is not None,
+        has_chain=view.has_chain,
     )

@@ -1,4 +1,4 @@
-"""The Authorizer protocol: which class a live peer has, and whether that is enough (DESIGN: peer classes).
+"""The Authorizer protocol: which class a live peer has, and whether that is enough (mesh/README.md, Classes).
 
 The transport proves who a peer is; an authorizer says what that peer may do. Guards deny on doubt.
 """

@@ -2,7 +2,7 @@
 
 There is one snapshot per subnet, read again at every slot block and when a block's events speak of nodes or stake. An
 unknown peer costs at most one more reading, and few are made per second in all. Without the chain nobody new gets in:
-members proven a short while ago stay for a bounded grace, then they are refused too (DESIGN: who may do what).
+members proven a short while ago stay for a bounded grace, then they are refused too (mesh/README.md, Classes).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from mesh.chain import runtime, session
 from mesh.chain.dialect import PALLET, Call, Dialect, Read
 from mesh.chain.heads import first_leaf, follow_heads
 from mesh.chain.journal import Delivery, Done, Entry, Fate, Journal
-from mesh.chain.local import TestChain, require_local_for_dev_key
+from mesh.chain.local import TestChain, is_local_chain, require_local_for_dev_key
 from mesh.chain.runtime import Era, SigningContext
 from mesh.chain.session import Found, RpcRefused, Session
 from mesh.chain.types import Balance, BlockRef, Event, Receipt, Score, Snapshot, Submission, SubnetInfo
@@ -80,6 +80,9 @@ class ChainConfig(BaseModel):
     max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=65_536)
     test_chain: TestChain = TestChain.NOT_SAID
     """Whether the user vouches that this is a test chain, so that public development keys may sign on it."""
+
+    only_local: bool = False
+    """Whether any chain but a local one (mesh.chain.local) is refused: for keys given where others can see them."""
 
     def model_post_init(self, context: Any, /) -> None:
         if self.era_blocks & (self.era_blocks - 1):
@@ -230,6 +233,11 @@ class SubstrateChain:
                 opened, length = await self._in_thread(job, link)
             if opened is None:
                 raise ChainUnavailable(f"{url} did not answer within {2 * self._config.call_timeout_s:g} s")
+            if self._config.only_local and not is_local_chain(url, opened.chain_type, opened.genesis):
+                raise WrongChain(
+                    f"{url} is no local chain, and secrets on the command line are accepted on local chains only: "
+                    "use a key file or the environment"
+                )
             if self._genesis is not None and self._genesis != opened.genesis:
                 raise WrongChain(
                     f"{url} has the genesis 0x{opened.genesis.hex()}, the chain in use 0x{self._genesis.hex()}"

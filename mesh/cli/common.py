@@ -120,12 +120,13 @@ def load_dotenv(path: Path) -> None:
     on this machine can read."""
     if not path.is_file():
         return
-    from dotenv import dotenv_values, load_dotenv
+    from dotenv import dotenv_values
 
-    holds_secret = any(dotenv_values(path).get(name) for name in SECRET_VARIABLES)
-    if holds_secret and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    values = {name: value for name, value in dotenv_values(path).items() if value}  # NAME= means: not set here
+    if set(values) & set(SECRET_VARIABLES) and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"{path} holds a secret and others can read it: run `chmod 600 {path}`")
-    load_dotenv(path, override=False)
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def die_with_parent() -> None:
@@ -174,7 +175,7 @@ class ChainOptions:
         """The URLs to use, from the flag, the environment or the default."""
         if self.local_rpc:
             return (os.environ.get("LOCAL_RPC", DEFAULT_CHAIN_URL),)
-        return self.chain_url or tuple(filter(None, [os.environ.get("LIVE_RPC")])) or (DEFAULT_CHAIN_URL,)
+        return self.chain_url or (DEFAULT_CHAIN_URL,)
 
 
 @Parameter(name="*")
@@ -214,14 +215,14 @@ def account_key(file: Path | None, variables: Sequence[str], text: str | None, *
 
 @asynccontextmanager
 async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
-    """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, KeyFileError when a secret
+    """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, WrongChain when a secret
     was on the command line and the chain is not local."""
-    from mesh.chain.local import data_home, is_local_chain
+    from mesh.chain.local import data_home
     from mesh.chain.substrate import ChainConfig, SubstrateChain
     from mesh.errors import ChainUnavailable
 
     chain = SubstrateChain(
-        ChainConfig(urls=options.urls()),
+        ChainConfig(urls=options.urls(), only_local=secret_on_argv),
         journal_dir=data_home() / "journal",
         cache_dir=data_home() / "metadata",
         rng=random.Random(os.urandom(16)),
@@ -234,10 +235,6 @@ async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> 
                 raise ChainUnavailable(
                     f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
                     "start one with `mesh-chain`, or give --chain-url"
-                )
-            if secret_on_argv and not is_local_chain(chain.url, chain.chain_type, chain.genesis):
-                raise KeyFileError(
-                    "secrets on the command line are accepted on a local chain only: use --coldkey-file or MESH_COLDKEY"
                 )
             yield chain
             nursery.cancel_scope.cancel()

@@ -21,7 +21,6 @@ from mesh.identity import (
 KEY_TYPES = {"ed25519": KeyType.ED25519, "rsa": KeyType.RSA, "secp256k1": KeyType.SECP256K1}
 PEER_FILES = {"peer": "peer.key", "bootnode": "bootnode.key", "client": "client.key"}
 HOTKEY_FILE = "hotkey.account"
-COLDKEY_FILE = "coldkey.account"
 
 
 def keygen(

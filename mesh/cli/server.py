@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json as jsonlib
+import logging
 import os
 import random
 import sys
@@ -16,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import trio
 from cyclopts import Parameter
 
-from mesh.cli.common import ChainOptions, account_key, run_until_signalled
+from mesh.cli.common import ChainOptions, account_key, planck, run_until_signalled
 from mesh.config import NodeConfig, usable_maddrs
-from mesh.errors import ConfigError, KeyFileError
-from mesh.identity import AccountKey, load_peer_key
+from mesh.errors import ConfigError
+from mesh.identity import AccountKey, PeerKey, load_peer_key
 
 if TYPE_CHECKING:
     from mesh.node import NodeInfo, Parts
@@ -37,15 +39,21 @@ class NodeOptions:
     announce_maddrs: tuple[str, ...] = ()
     "Addresses to tell others, when they differ."
     initial_peers: Annotated[tuple[str, ...], Parameter(env_var="PUBLIC_INITIAL_PEERS")] = ()
-    "Nodes to join through: /ip4/…/tcp/…/p2p/…; others are looked up on the chain."
+    "Nodes to join through, /ip4/…/tcp/…/p2p/…, beside the bootnodes that the chain lists."
     new_swarm: bool = False
     "Start a new network: join nobody."
     subnet_id: int = 1
     "Subnet: friendly id (1) or real id (128001)."
-    data_dir: Annotated[Path | None, Parameter(env_var="MESH_DATA_DIR")] = None
+    data_dir: Path | None = None
     "Where the node keeps its state; default is a folder under ~/.local/share/mesh named after its PeerID."
     no_blockchain_rpc: bool = False
     "Run without any chain: everyone is a member, nothing is paid."
+    min_stake: str = "0"
+    "TENSOR a registered node must have staked to be a member for this node."
+    guest_open: bool = False
+    "Let strangers read the DHT and call guest methods, within limits."
+    membership_grace_s: float = 60.0
+    "Seconds for which proven members stay members while the chain is away."
     log_level: str = "INFO"
     "Least level of log lines."
     log_json: bool = False
@@ -86,23 +94,24 @@ def serve(
     loaded = load_subnet(subnet)
     settings = loaded.Config(**_toml(subnet_config))
     config = _config(node, chain, subnet_node_id=subnet_node_id)
+    on_argv = private_key is not None or phrase is not None
     hotkey = None
-    if not node.no_blockchain_rpc:
-        try:
-            hotkey = account_key(hotkey_file, ("MESH_HOTKEY",), private_key or phrase, name="hotkey")
-        except KeyFileError:
-            if hotkey_file is not None or private_key is not None or phrase is not None:
-                raise
-    secret_on_argv = private_key is not None or phrase is not None
+    if node.no_blockchain_rpc and (on_argv or hotkey_file is not None):
+        raise ConfigError("a hotkey is of no use with --no_blockchain_rpc: leave one of them out")
+    if not node.no_blockchain_rpc and (on_argv or hotkey_file is not None or os.environ.get("MESH_HOTKEY")):
+        hotkey = account_key(hotkey_file, ("MESH_HOTKEY",), private_key or phrase, name="hotkey")
 
     async def run(parts: Parts, started: Callable[[NodeInfo], None]) -> None:
         from mesh.node import run_node
 
         async with trio.open_nursery() as nursery:
-            info = await nursery.start(_checked(run_node, secret_on_argv), config, parts, loaded, settings, hotkey)
+            start = functools.partial(run_node, hotkey=hotkey)
+            info = await nursery.start(start, config, parts, loaded, settings)
+            if hotkey is None and not node.no_blockchain_rpc:
+                logging.getLogger(__name__).warning("no hotkey was given: this node does not vote (--hotkey-file)")
             started(info)
 
-    _run(config, node, chain, run, hotkey=hotkey, label=subnet)
+    _run(config, node, run, hotkey=hotkey, label=subnet, secret_on_argv=on_argv)
 
 
 def bootnode(*, node: NodeOptions | None = None, chain: ChainOptions | None = None) -> None:
@@ -116,52 +125,22 @@ def bootnode(*, node: NodeOptions | None = None, chain: ChainOptions | None = No
         async with trio.open_nursery() as nursery:
             started(await nursery.start(run_bootnode, config, parts))
 
-    _run(config, node, chain, run, hotkey=None, label="bootnode")
-
-
-def _checked(run_node: Any, secret_on_argv: bool) -> Any:
-    async def start(
-        config: NodeConfig,
-        parts: Parts,
-        subnet: Any,
-        settings: Any,
-        hotkey: AccountKey | None,
-        *,
-        task_status: Any = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        if secret_on_argv:
-            from mesh.chain.substrate import SubstrateChain
-
-            chain = parts.chain
-            assert isinstance(chain, SubstrateChain)
-            if not all(_is_loopback_url(url) for url in config.chain_urls):
-                raise KeyFileError(
-                    "secrets on the command line are accepted on a local chain only: use --hotkey-file or MESH_HOTKEY"
-                )
-        await run_node(config, parts, subnet, settings, hotkey=hotkey, task_status=task_status)
-
-    return start
-
-
-def _is_loopback_url(url: str) -> bool:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
+    _run(config, node, run, hotkey=None, label="bootnode", secret_on_argv=False)
 
 
 def _run(
     config: NodeConfig,
     node: NodeOptions,
-    chain: ChainOptions,
     run: Callable[[Parts, Callable[[NodeInfo], None]], Awaitable[None]],
     *,
     hotkey: AccountKey | None,
     label: str,
+    secret_on_argv: bool,
 ) -> None:
     from mesh import log
 
     log.configure(level=node.log_level, json_lines=node.log_json, file=node.log_file)
-    identity = load_peer_key(config.identity_path) if node.identity_path else _throwaway(config)
+    identity = load_peer_key(config.identity_path) if node.identity_path else PeerKey.generate()
     from mesh.chain.local import data_home
     from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
     from mesh.node import Parts, one_process_per_hotkey, warn_when_open
@@ -174,7 +153,7 @@ def _run(
         from mesh.chain.substrate import ChainConfig, SubstrateChain
 
         the_chain = SubstrateChain(
-            ChainConfig(urls=config.chain_urls),
+            ChainConfig(urls=config.chain_urls, only_local=secret_on_argv),
             journal_dir=config.data_dir / "journal",
             cache_dir=data_home() / "metadata",
             recover=(hotkey.account_id,) if hotkey else (),
@@ -234,13 +213,11 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         subnet_id=node.subnet_id,
         subnet_node_id=subnet_node_id,
         chain_urls=chain.urls(),
+        is_new_swarm=node.new_swarm,
+        min_stake_planck=planck(node.min_stake, name="min-stake"),
+        guest_open=node.guest_open,
+        membership_grace_s=node.membership_grace_s,
     )
-
-
-def _throwaway(config: NodeConfig) -> Any:
-    from mesh.identity import PeerKey
-
-    return PeerKey.generate()
 
 
 def _toml(path: Path | None) -> dict[str, Any]:

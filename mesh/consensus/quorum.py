@@ -2,7 +2,7 @@
 
 A commitment binds a value to everything that could otherwise be swapped: chain, subnet, epoch, owner, kind, and the
 thing the value is about. A quorum is drawn from the epoch's snapshot after the commit, with a block hash nobody knew
-then; whoever authors that block could still grind it (DESIGN: consensus says so openly).
+then; whoever authors that block could still grind it (mesh/README.md says so).
 """
 
 from __future__ import annotations

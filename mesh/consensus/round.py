@@ -4,7 +4,7 @@ Every validator signs an inventory: the digests of the valid records it holds wh
 gathers n-f of them; the evidence is exactly the records that f+1 of these name. Inventories and records travel in one
 blob, so whoever holds the blob and the epoch's snapshot computes the same scores, and nobody needs to be believed.
 
-What remains with the proposer is which n-f inventories it takes (DESIGN: consensus says so). A record that every honest
+What remains with the proposer is which n-f inventories it takes (mesh/README.md says so). A record that every honest
 validator names is in whatever it takes; one that no honest validator names never is.
 """
 

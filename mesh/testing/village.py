@@ -103,8 +103,8 @@ class _Village:
                     identity_path=self._directory / "unused",
                     data_dir=self._directory / str(number),
                     initial_peers=entry,
+                    is_new_swarm=not entry,
                     subnet_id=subnet_id,
-                    subnet_node_id=number,
                 )
                 started: NodeInfo = await nursery.start(self._node, node_config, parts, number)
                 entry = entry or started.local.multiaddrs()

@@ -30,7 +30,7 @@ def command(
         nodes: How many nodes, 5 to 16; the last one lies about its results.
         epochs: How many epochs are settled with rewards.
         block_time: Seconds between blocks.
-        seed: Decides the data split and the keys of nothing else.
+        seed: Decides which samples are the judge's; keys and search are random.
         json: Print one JSON object instead of a table.
         keep: Leave everything running until Ctrl-C.
         data_dir: Where keys, logs and state go; default is a temporary folder, removed after a good end.

@@ -12,7 +12,7 @@ import trio
 
 from mesh.auth.authorizer import Everyone
 from mesh.content import Content
-from mesh.errors import MeshError, NetworkError, NotAuthorized, RemoteFailure
+from mesh.errors import MeshError, NotAuthorized, RemoteFailure
 from mesh.identity import PeerKey
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.peer import PeerInfo
@@ -123,8 +123,6 @@ async def refusal_of_a_stranger(node: PeerInfo, directory: Path) -> str:
             await stranger.ask_one(node)
         except NotAuthorized as error:
             return f"{error.reason}: {error}"
-        except NetworkError:
-            return ""
         finally:
             nursery.cancel_scope.cancel()
     return ""

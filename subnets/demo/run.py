@@ -9,9 +9,9 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -133,9 +133,10 @@ class Demo:
     view: View
     report: Report
     killed: str = ""
+    _down: str = ""
+    """The node that is down on purpose just now."""
     _phase_began: float = 0.0
     _phase: str = ""
-    _stakes: dict[int, int] = field(default_factory=dict)
 
     async def run(self) -> None:
         """All phases; the processes are ended whatever happens."""
@@ -153,7 +154,7 @@ class Demo:
     async def _watch(self, fleet: Fleet) -> None:
         while True:
             await trio.sleep(0.5)
-            fleet.check(except_for=self.killed)
+            fleet.check(except_for=self._down)
 
     async def _run(self, fleet: Fleet, nursery: trio.Nursery) -> None:
         self._enter("keys and data")
@@ -303,22 +304,21 @@ class Demo:
             self.view.say("no claim has beaten the default yet; running another epoch")
             await self._until(follower, lambda: len(_paid(follower)) > paid)  # noqa: B023 - awaited in this round
 
-    async def _until(self, follower: Follower, holds: object) -> None:
-        assert callable(holds)
-
+    async def _until(self, follower: Follower, holds: Callable[[], bool]) -> None:
         def over() -> bool:
             unpaid = len(follower.missed) + sum(not s.paid for s in follower.settled)
             if unpaid > MAX_EPOCHS_WITHOUT_PAY:
                 raise DemoFailed(f"{unpaid} epochs were settled without rewards; missed: {follower.missed}")
-            return bool(holds())
+            return holds()
 
         await follower.until(over)
 
     async def _kill_and_restart(self, fleet: Fleet, process: Process) -> None:
-        self.killed = process.name
+        self.killed = self._down = process.name
         process.kill()
         self.view.say(f"[red]killed {process.name}[/red] with SIGKILL")
         await fleet.restart(process)
+        self._down = ""
         self.view.say(f"{process.name} is back from its data directory")
 
     async def _show_progress(self, follower: Follower, client: Client, cast: Cast) -> None:

@@ -93,7 +93,7 @@ def test_secrets_on_argv_work_here_because_this_chain_is_ours(chain: Chain, subn
     stranger = {**chain.env, "XDG_DATA_HOME": str(chain.folder / "another-home")}
     elsewhere = Chain(chain.folder, stranger, chain.url).mesh(*argv)
     assert elsewhere.returncode == 1
-    assert "local chain only" in elsewhere.stderr
+    assert "local chains only" in elsewhere.stderr
     assert hexkey("alith") not in elsewhere.stderr
     done = chain.mesh(*argv)
     assert done.returncode == 0, done.stderr
