@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from mesh.errors import ConfigError, RemoteProtocolError
+from mesh.files import Durable, replace_file
 from mesh.peer import PeerID, PeerInfo
 
 log = logging.getLogger(__name__)
@@ -73,14 +73,9 @@ class DhtState:
                 "peers": [text for info in self._peers.values() for text in info.multiaddrs()],
             }
         )
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
+            replace_file(self._path, text.encode(), durable=Durable.YES)
         except OSError as error:
             raise ConfigError(f"cannot write the DHT's state to {self._path}: {error.strerror}") from error
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from mesh.errors import ChainError
+from mesh.files import Durable, replace_file, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,8 @@ class Journal:
                 try:
                     _write_all(handle, _sealed(line))
                     os.fsync(handle)
+                    if size == 0:
+                        sync_directory(self.path.parent)  # the file may be new
                 except OSError:
                     with contextlib.suppress(OSError):  # what stays is behind `_size`: the next line replaces it
                         os.ftruncate(handle, size)
@@ -178,17 +181,17 @@ class Journal:
 
     def _rewrite(self) -> None:
         kept = list(self._done.values())[-KEPT_DONE:]
-        self._done = {done.entry.extrinsic_hash: done for done in kept}
         lines = [line for done in kept for line in (_entry_line(done.entry), _done_line(done))]
         lines += [_entry_line(entry) for entry in self.pending]
         data = b"".join(_sealed(line) for line in lines)
-        temporary = self.path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        try:
+            replace_file(self.path, data, durable=Durable.YES)
+        except OSError as error:
+            log.warning("journal %s is not shortened: %s; it goes on as it is", self.path, error.strerror)
+            self._size = min(self._size, self.path.stat().st_size)
+            return
         self._size = len(data)
+        self._done = {done.entry.extrinsic_hash: done for done in kept}
 
     def _load(self) -> None:
         try:

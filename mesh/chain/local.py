@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mesh.errors import ConfigError, WrongChain
+from mesh.files import Durable, replace_file
 from mesh.identity import is_dev_account
 
 MAX_REMEMBERED: Final = 1000
@@ -44,9 +45,8 @@ def remember_genesis(genesis: bytes) -> None:
     path = _path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text("".join(f"{line}\n" for line in [*known, genesis.hex()][-MAX_REMEMBERED:]))
-        os.replace(temporary, path)
+        text = "".join(f"{line}\n" for line in [*known, genesis.hex()][-MAX_REMEMBERED:])
+        replace_file(path, text.encode(), durable=Durable.YES)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 

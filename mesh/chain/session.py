@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mesh.chain.metadata import Metadata, StorageItem
 from mesh.chain.runtime import EventRecord, Version
 from mesh.chain.types import FIRST_SUBNET_ID, Balance, BlockRef, Snapshot, Submission, SubnetInfo, SubnetNode
 from mesh.errors import CallRefused, ChainError
+from mesh.files import Durable, replace_file
 from mesh.peer import PeerInfo
 
 log = logging.getLogger(__name__)
@@ -153,11 +153,9 @@ def _checked(raw: bytes) -> Metadata:
 
 
 def _write_cache(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        replace_file(path, data, durable=Durable.NO)  # a torn file shows by its digest and is fetched again
     except OSError as error:
         log.warning("the metadata cannot be cached at %s: %s", path, error)
 

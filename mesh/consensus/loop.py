@@ -8,7 +8,6 @@ when to take them and where their inputs come from. Nothing but cancellation end
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -50,6 +49,7 @@ from mesh.errors import (
     RpcError,
     StoreFull,
 )
+from mesh.files import Durable, replace_file
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.record import Record
 from mesh.kad.validator import pack_value, unpack_value
@@ -342,7 +342,7 @@ class ConsensusLoop:
             found.records.update({record.digest: record for record in chosen})
             value = pack_value(rules.make_inventory(chosen, found.ctx))
         try:
-            _write_durably(path, value)
+            replace_file(path, value, durable=Durable.YES)  # it must survive a crash before it is sent
         except OSError as error:
             raise StoreFull(f"{path} cannot be written, so the inventory is not sent: {error.strerror}") from error
         found.inventory = value
@@ -823,19 +823,3 @@ class ConsensusLoop:
 def _fingerprint(submission: Submission) -> object:
     """What of a submission does not change while others attest it."""
     return (submission.proposer_node_id, submission.scores, submission.args)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """What must survive a crash before it is sent."""
-    temporary = path.with_name(f".{path.name}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

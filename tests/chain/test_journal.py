@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytes
     assert opened(tmp_path).pending == (entry(0), entry(2))
 
 
-def refuse(handle: int, size: int) -> None:
+def refuse(*_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -174,6 +174,17 @@ def test_the_file_stays_small_and_keeps_what_is_pending(tmp_path: Path, monkeypa
     again = opened(tmp_path)
     assert again.pending == (entry(1000),)
     assert again.done[-1].entry == entry(99)
+
+
+def test_a_file_that_cannot_be_shortened_goes_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "MAX_JOURNAL_BYTES", 0)
+    monkeypatch.setattr(os, "replace", refuse)
+    journal = opened(tmp_path)
+    for number in range(2):
+        journal.open(entry(number))
+        journal.close(entry(number), Fate.INCLUDED, delivery=Delivery.DELIVERED, block=number)
+    journal.release()
+    assert [done.entry for done in opened(tmp_path).done] == [entry(0), entry(1)]
 
 
 def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
