@@ -8,18 +8,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/chain/types.py", "mesh/consensus/round.py", "mesh/consensus/quorum.py",
-        "mesh/consensus/windows.py", "subnets/optimization/score.py", "subnets/evaluation/votes.py")  # fmt: skip
+PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/chain/types.py", "mesh/chain/codec.py",
+        "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
+        "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/devchain/runtime.py", "mesh/devchain/pallets",
+        "subnets/optimization/score.py", "subnets/evaluation/votes.py")  # fmt: skip
 IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "substrateinterface"}
 ONLY_IN = {
     "libp2p": ("mesh/net/",),
     "substrateinterface": ("mesh/chain/",),
     "torch": ("subnets/",),
     "sklearn": ("subnets/",),
-    "subnets": ("subnets/", "mesh/none"),
+    "subnets": ("subnets/",),
     "mesh.testing": ("mesh/testing/",),
     "pickle": (),
 }
+
+
+LAYERS = (
+    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit"},
+    {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "chain.types", "chain.windows",
+     "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect"},
+    {"net.base", "chain.client", "auth.authorizer", "subnet"},
+    {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus"},
+    {"net", "chain.substrate", "devchain"},
+    {"node", "mock"},
+    {"testing", "cli"},
+)  # fmt: skip
+"""From the bottom up; a longer name decides. Imports for type checking only are not held to it."""
+
+
+def layer_of(module: str) -> int:
+    """Of a name such as `mesh.kad.record.Record`."""
+    name = module.removeprefix("mesh.")
+    while name:
+        for number, layer in enumerate(LAYERS):
+            if name in layer:
+                return number
+        name = name.rpartition(".")[0]
+    raise AssertionError(f"{module} belongs to no layer")
 
 
 def imports(path: Path) -> set[str]:
@@ -47,6 +73,20 @@ def test_a_library_stays_where_it_belongs(library: str) -> None:
         place = path.relative_to(ROOT).as_posix()
         uses = any(name == library or name.startswith(library + ".") for name in imports(path))
         assert not uses or place.startswith(ONLY_IN[library]), f"{place} imports {library}"
+
+
+@pytest.mark.parametrize("path", sources("mesh"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if path.name == "__init__.py":
+        module = module.rpartition(".")[0]
+        if module == "mesh":
+            return
+    runtime = ast.parse(path.read_text())
+    runtime.body = [n for n in runtime.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))]
+    found = {n.module for n in ast.walk(runtime) if isinstance(n, ast.ImportFrom) and n.module}
+    for name in sorted(name for name in found if name.startswith("mesh.")):
+        assert layer_of(name) <= layer_of(module), f"{module} imports {name}, which lies above it"
 
 
 def test_help_and_keygen_load_neither_torch_nor_libp2p(tmp_path: Path) -> None:
