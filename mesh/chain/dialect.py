@@ -39,24 +39,6 @@ class Read:
     keys: tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRegistration:
-    """What a node's registration says, in either dialect. Amounts in planck, the rate of 1e18."""
-
-    subnet_id: int
-    hotkey: bytes
-    peer_id: PeerID
-    stake_planck: int
-    max_burn_planck: int
-    bootnode_peer_id: PeerID | None = None
-    client_peer_id: PeerID | None = None
-    delegate_reward_rate: int = 0
-    unique: bytes | None = None
-    non_unique: bytes | None = None
-    validator_id: int | None = None
-    """Needed by S only."""
-
-
 class Dialect(Protocol):
     """What differs between the two pallets."""
 
@@ -70,26 +52,6 @@ class Dialect(Protocol):
 
     def attest(self, subnet_id: int, node_id: int | None) -> Call:
         """`attest`."""
-        ...
-
-    def register_node(self, node: NodeRegistration) -> Call:
-        """`register_subnet_node`."""
-        ...
-
-    def add_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        """Stake of the node's own."""
-        ...
-
-    def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        """Unbond stake of the node's own."""
-        ...
-
-    def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
-        """Delegate to a subnet's pool."""
-        ...
-
-    def remove_delegate_stake(self, subnet_id: int, shares: int) -> Call:
-        """Unbond shares of a subnet's pool."""
         ...
 
     def node_maps(self) -> tuple[str, ...]:
@@ -116,29 +78,6 @@ class HotkeyDialect:
 
     def attest(self, subnet_id: int, node_id: int | None) -> Call:
         return Call("attest", {"subnet_id": subnet_id, "attest_data": None})
-
-    def register_node(self, node: NodeRegistration) -> Call:
-        return Call(
-            "register_subnet_node",
-            {
-                **_registration(node),
-                "delegate_reward_rate": node.delegate_reward_rate,
-                "delegate_account": None,
-            },
-        )
-
-    def add_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        args = {"subnet_id": subnet_id, "subnet_node_id": node_id, "hotkey": hotkey}
-        return Call("add_stake", {**args, "stake_to_be_added": amount_planck})
-
-    def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        return Call("remove_stake", {"subnet_id": subnet_id, "hotkey": hotkey, "stake_to_be_removed": amount_planck})
-
-    def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
-        return Call("add_to_delegate_stake", {"subnet_id": subnet_id, "stake_to_be_added": amount_planck})
-
-    def remove_delegate_stake(self, subnet_id: int, shares: int) -> Call:
-        return Call("remove_delegate_stake", {"subnet_id": subnet_id, "shares_to_be_removed": shares})
 
     def node_maps(self) -> tuple[str, ...]:
         return ("SubnetNodesData", "RegisteredSubnetNodesData")
@@ -171,24 +110,6 @@ class ValidatorDialect:
     def attest(self, subnet_id: int, node_id: int | None) -> Call:
         args = {"subnet_id": subnet_id, "subnet_node_id": _required(node_id, "node id")}
         return Call("attest", {**args, "data": None})
-
-    def register_node(self, node: NodeRegistration) -> Call:
-        args = {"validator_id": _required(node.validator_id, "validator id")}
-        return Call("register_subnet_node", {**args, **_registration(node)})
-
-    def add_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        args = {"subnet_id": subnet_id, "subnet_node_id": node_id}
-        return Call("add_node_stake", {**args, "stake_to_be_added": amount_planck})
-
-    def remove_stake(self, subnet_id: int, node_id: int, hotkey: bytes, amount_planck: int) -> Call:
-        args = {"subnet_id": subnet_id, "subnet_node_id": node_id}
-        return Call("remove_node_stake", {**args, "stake_to_be_removed": amount_planck})
-
-    def add_delegate_stake(self, subnet_id: int, amount_planck: int) -> Call:
-        return Call("add_delegate_stake", {"subnet_id": subnet_id, "stake_to_be_added": amount_planck})
-
-    def remove_delegate_stake(self, subnet_id: int, shares: int) -> Call:
-        return Call("remove_delegate_stake", {"subnet_id": subnet_id, "shares_to_be_removed": shares})
 
     def node_maps(self) -> tuple[str, ...]:
         return ("SubnetNodesData",)
@@ -318,24 +239,6 @@ def _proposal(subnet_id: int, scores: Sequence[Score], args: bytes) -> dict[str,
         "args": args,
         "attest_data": None,
     }
-
-
-def _registration(node: NodeRegistration) -> dict[str, object]:
-    return {
-        "subnet_id": node.subnet_id,
-        "hotkey": node.hotkey,
-        "peer_info": _peer_info(node.peer_id),
-        "bootnode_peer_info": _peer_info(node.bootnode_peer_id),
-        "client_peer_info": _peer_info(node.client_peer_id),
-        "stake_to_be_added": node.stake_planck,
-        "unique": node.unique,
-        "non_unique": node.non_unique,
-        "max_burn_amount": node.max_burn_planck,
-    }
-
-
-def _peer_info(peer: PeerID | None) -> dict[str, object] | None:
-    return None if peer is None else {"peer_id": peer_id_bytes(peer), "multiaddr": None}
 
 
 def _node(

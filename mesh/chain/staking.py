@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh.chain.client import Chain
+from mesh.chain.dialect import peer_id_bytes
 from mesh.chain.types import FIRST_SUBNET_ID, ONE, PLANCK_PER_TENSOR, Receipt
 from mesh.errors import ChainError
 from mesh.identity import AccountKey
@@ -75,7 +76,7 @@ def subnet_args(
             "max_stake": terms.max_stake_planck,
             "delegate_stake_percentage": terms.delegate_stake_percentage,
             "initial_coldkeys": dict(initial_coldkeys),
-            "bootnodes": {str(b.peer_id).encode(): _multiaddr_bytes(b) for b in bootnodes},
+            "bootnodes": {peer_id_bytes(b.peer_id): _multiaddr_bytes(b) for b in bootnodes},
         },
     }
 
@@ -136,8 +137,7 @@ def describe_subnet_id(subnet_id: int, friendly_id: int) -> str:
 
 
 def _peer(peer: PeerID) -> dict[str, object]:
-    # On chain a peer id is its base58 TEXT as bytes; the raw multihash is refused as InvalidPeerId.
-    return {"peer_id": str(peer).encode(), "multiaddr": None}
+    return {"peer_id": peer_id_bytes(peer), "multiaddr": None}
 
 
 def _multiaddr_bytes(info: PeerInfo) -> bytes:

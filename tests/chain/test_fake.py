@@ -6,8 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from mesh.chain.dialect import HotkeyDialect, NodeRegistration
+from mesh.chain.dialect import HotkeyDialect
 from mesh.chain.epochs import Epochs
+from mesh.chain.staking import NodeTerms, node_args
 from mesh.chain.types import NodeClass, Score
 from mesh.errors import CallRefused, ChainUnavailable, ExtrinsicFailed
 from mesh.identity import AccountKey, PeerKey
@@ -29,13 +30,16 @@ async def mined(chain: FakeChain, call: str, args: dict[str, object], key: Accou
         chain.new_block()
 
 
+def registration(subnet_id: int, hotkey: AccountKey, name: str) -> dict[str, object]:
+    peer = PeerKey.dev(name).peer_id
+    return node_args(subnet_id, NodeTerms(hotkey.account_id, peer, None, None, 10 * TENSOR, max_burn_planck=0))
+
+
 async def subnet(chain: FakeChain) -> int:
     data: dict[str, object] = {"name": b"s", "min_stake": TENSOR, "max_stake": 100 * TENSOR, "bootnodes": {b"x": b"y"}}
     await mined(chain, "register_subnet", {"max_cost": 1, "subnet_data": data}, KEYS[0])
     for i in range(3):
-        peer = PeerKey.dev(f"f{i}").peer_id
-        node = NodeRegistration(128_001, KEYS[i + 4].account_id, peer, 10 * TENSOR, 0)
-        await mined(chain, "register_subnet_node", W.register_node(node).args, KEYS[i])
+        await mined(chain, "register_subnet_node", registration(128_001, KEYS[i + 4], f"f{i}"), KEYS[i])
     await mined(chain, "activate_subnet", {"subnet_id": 1 + 128_000}, KEYS[0])
     return 128_001
 
@@ -105,8 +109,7 @@ async def test_a_later_node_rises_to_validator_and_is_elected_no_sooner() -> Non
     chain = FakeChain(ledger())
     subnet_id = await subnet(chain)
     chain.new_blocks(until=23)
-    node = NodeRegistration(subnet_id, KEYS[7].account_id, PeerKey.dev("late").peer_id, 10 * TENSOR, 0)
-    await mined(chain, "register_subnet_node", W.register_node(node).args, KEYS[3])
+    await mined(chain, "register_subnet_node", registration(subnet_id, KEYS[7], "late"), KEYS[3])
     risen: dict[NodeClass, int] = {}
     for epoch in range(2, 12):
         chain.new_blocks(until=3 + 20 * epoch)
@@ -163,8 +166,7 @@ async def test_a_subnet_activated_later_gets_its_slot(autojump_clock: trio.testi
         await nursery.start(epochs.run)
         assert epochs.slot == 0
         for i in range(3):
-            node = NodeRegistration(128_001, KEYS[i + 4].account_id, PeerKey.dev(f"f{i}").peer_id, 10 * TENSOR, 0)
-            await mined(chain, "register_subnet_node", W.register_node(node).args, KEYS[i])
+            await mined(chain, "register_subnet_node", registration(128_001, KEYS[i + 4], f"f{i}"), KEYS[i])
         await mined(chain, "activate_subnet", {"subnet_id": 128_001}, KEYS[0])
         await trio.testing.wait_all_tasks_blocked()
         assert epochs.slot == 3

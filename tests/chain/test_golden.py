@@ -13,10 +13,11 @@ from mesh.chain.codec import Reader
 from mesh.chain.metadata import Metadata, parse
 from mesh.chain.runtime import Era, SigningContext, Version
 from mesh.chain.session import Session
+from mesh.chain.staking import NodeTerms, SubnetTerms, node_args, subnet_args
 from mesh.chain.types import BlockRef, NodeClass, Score, SubnetState
 from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, WrongChain
 from mesh.identity import keccak256
-from mesh.peer import PeerID
+from mesh.peer import PeerID, PeerInfo
 
 SUBNET = 128_001
 VERSION = Version("hypertensor-node", 1, 1)
@@ -317,21 +318,17 @@ def test_the_dialect_is_read_from_the_calls(metadata: Metadata) -> None:
         newer.attest(1, None)
     with pytest.raises(WrongChain):
         dialect.choose({"transfer": None})
-    node = dialect.NodeRegistration(1, bytes(20), PeerID.parse("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN"), 1, 1)
-    with pytest.raises(CallRefused, match="validator id"):
-        newer.register_node(node)
 
 
-def test_every_call_of_the_dialect_fits_the_recorded_runtime(metadata: Metadata) -> None:
+def test_every_call_that_is_made_fits_the_recorded_runtime(metadata: Metadata) -> None:
     spoken = dialect.HotkeyDialect()
-    peer = PeerID.parse("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN")
+    peer = PeerInfo.parse("/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN")
+    node = NodeTerms(bytes(20), peer.peer_id, peer.peer_id, peer.peer_id, 1, bootnode=peer)
+    subnet = subnet_args(SubnetTerms("name", "repo"), {bytes(20): 1}, [peer])
     for call in (
         spoken.propose(1, None, [Score(2, 1), Score(1, 1)], b"args"),
         spoken.attest(1, None),
-        spoken.register_node(dialect.NodeRegistration(1, bytes(20), peer, 1, 1, bootnode_peer_id=peer)),
-        spoken.add_stake(1, 1, bytes(20), 1),
-        spoken.remove_stake(1, 1, bytes(20), 1),
-        spoken.add_delegate_stake(1, 1),
-        spoken.remove_delegate_stake(1, 1),
+        dialect.Call("register_subnet", subnet),
+        dialect.Call("register_subnet_node", node_args(1, node)),
     ):
         assert runtime.encode_call(metadata, "Network", call.name, call.args)

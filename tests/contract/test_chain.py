@@ -17,13 +17,15 @@ import trio.testing
 from multiaddr import Multiaddr
 
 from mesh.chain.client import Chain
-from mesh.chain.dialect import HotkeyDialect, NodeRegistration, peer_id_bytes
+from mesh.chain.dialect import peer_id_bytes
 from mesh.chain.epochs import Epochs
+from mesh.chain.staking import NodeTerms, node_args
 from mesh.chain.substrate import ChainConfig, SubstrateChain
 from mesh.chain.types import NodeClass, Receipt, Score, SubnetState
 from mesh.devchain.node import DevChain, DevChainConfig, run_chain
 from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, ExtrinsicInvalid
 from mesh.identity import AccountKey, PeerKey
+from mesh.peer import PeerID
 from mesh.testing.chain import FakeChain, Ledger
 
 TENSOR = 10**18
@@ -35,7 +37,6 @@ PEERS = [PeerKey.dev(f"node {i}").peer_id for i in range(3)]
 BOOTNODE = PeerKey.dev("bootnode").peer_id
 FUND = {key.account_id: 1_000_000 * TENSOR for key in (*COLDKEYS, *HOTKEYS)}
 STRANGER = AccountKey.dev("ian")
-W = HotkeyDialect()
 
 T = TypeVar("T")
 
@@ -163,16 +164,19 @@ async def registered(bench: Bench) -> int:
     await submit(bench, "register_subnet", args, OWNER)
     subnet_id = await bench.chain.resolve_subnet_id(1)
     for coldkey, hotkey, peer in zip(COLDKEYS, HOTKEYS, PEERS, strict=True):
-        node = NodeRegistration(subnet_id, hotkey.account_id, peer, STAKE, 100 * TENSOR)
-        await submit(bench, "register_subnet_node", W.register_node(node).args, coldkey)
+        await submit(bench, "register_subnet_node", registration(subnet_id, hotkey, peer), coldkey)
     return subnet_id
+
+
+def registration(subnet_id: int, hotkey: AccountKey, peer: PeerID) -> dict[str, object]:
+    return node_args(subnet_id, NodeTerms(hotkey.account_id, peer, None, None, STAKE))
 
 
 async def active(bench: Bench) -> int:
     """The same, active and at its first epoch with an elected node."""
     subnet_id = await registered(bench)
-    delegate = W.add_delegate_stake(subnet_id, 400_000 * TENSOR)
-    await submit(bench, delegate.name, delegate.args, COLDKEYS[2])
+    delegate: dict[str, object] = {"subnet_id": subnet_id, "stake_to_be_added": 400_000 * TENSOR}
+    await submit(bench, "add_to_delegate_stake", delegate, COLDKEYS[2])
     await submit(bench, "activate_subnet", {"subnet_id": subnet_id}, OWNER)
     return subnet_id
 
@@ -296,8 +300,8 @@ async def test_a_subnet_and_its_nodes_are_read_back(bench: Bench) -> None:
 async def test_the_past_is_read_at_its_block(bench: Bench) -> None:
     subnet_id = await registered(bench)
     then = await bench.chain.head()
-    stake = W.add_stake(subnet_id, 1, HOTKEYS[0].account_id, 7 * TENSOR)
-    await submit(bench, stake.name, stake.args, COLDKEYS[0])
+    node: dict[str, object] = {"subnet_id": subnet_id, "subnet_node_id": 1, "hotkey": HOTKEYS[0].account_id}
+    await submit(bench, "add_stake", {**node, "stake_to_be_added": 7 * TENSOR}, COLDKEYS[0])
     assert (await bench.chain.snapshot(subnet_id, then)).nodes[0].stake_planck == STAKE
     assert (await bench.chain.snapshot(subnet_id)).nodes[0].stake_planck == STAKE + 7 * TENSOR
     assert (await bench.chain.subnet(subnet_id, then.hash)).state is SubnetState.REGISTERED
@@ -308,12 +312,12 @@ async def test_a_call_that_fails_in_its_block_says_why_by_name(bench: Bench) -> 
         await submit(bench, "activate_subnet", {"subnet_id": 128_009}, OWNER)
     assert (caught.value.pallet, caught.value.name) == ("Network", "NotSubnetOwner")
     subnet_id = await registered(bench)
-    again = NodeRegistration(subnet_id, HOTKEYS[0].account_id, PEERS[0], STAKE, 100 * TENSOR)
+    again = registration(subnet_id, HOTKEYS[0], PEERS[0])
     with pytest.raises(ExtrinsicFailed, match="HotkeyHasOwner"):
-        await submit(bench, "register_subnet_node", W.register_node(again).args, COLDKEYS[1])
-    own = NodeRegistration(subnet_id, OWNER.account_id, PeerKey.dev("x").peer_id, STAKE, 100 * TENSOR)
+        await submit(bench, "register_subnet_node", again, COLDKEYS[1])
+    own = registration(subnet_id, OWNER, PeerKey.dev("x").peer_id)
     with pytest.raises(ExtrinsicFailed, match="ColdkeyMatchesHotkey"):
-        await submit(bench, "register_subnet_node", W.register_node(own).args, OWNER)
+        await submit(bench, "register_subnet_node", own, OWNER)
 
 
 async def test_an_epoch_from_election_to_payout(bench: Bench) -> None:
@@ -410,14 +414,14 @@ async def test_epochs_follow_the_chain(bench: Bench) -> None:
 
 async def test_stake_goes_in_and_comes_out_a_cooldown_later(bench: Bench) -> None:
     subnet_id = await registered(bench)
-    delegate = W.add_delegate_stake(subnet_id, 10 * TENSOR)
-    await submit(bench, delegate.name, delegate.args, COLDKEYS[1])
+    delegate: dict[str, object] = {"subnet_id": subnet_id, "stake_to_be_added": 10 * TENSOR}
+    await submit(bench, "add_to_delegate_stake", delegate, COLDKEYS[1])
     with pytest.raises(ExtrinsicFailed, match="NoStakeUnbondingsOrCooldownNotMet"):
         await submit(bench, "claim_unbondings", {}, COLDKEYS[1])
     shares = await bench.chain.storage("Network", "AccountSubnetDelegateStakeShares", COLDKEYS[1].account_id, subnet_id)
     assert isinstance(shares, int)
-    undelegate = W.remove_delegate_stake(subnet_id, shares)
-    await submit(bench, undelegate.name, undelegate.args, COLDKEYS[1])
+    undelegate: dict[str, object] = {"subnet_id": subnet_id, "shares_to_be_removed": shares}
+    await submit(bench, "remove_delegate_stake", undelegate, COLDKEYS[1])
     before = await bench.chain.balance(COLDKEYS[1].account_id)
     for _ in range(2 * bench.chain.epoch_length):
         bench.new_block()
