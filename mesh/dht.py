@@ -22,7 +22,6 @@ import trio
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.auth.authorizer import PeerClass
-from mesh.auth.ratelimit import Rate, RateLimiter
 from mesh.clock import Clock
 from mesh.dht_state import DhtState
 from mesh.errors import (
@@ -68,6 +67,7 @@ from mesh.kad.wire import (
     raw_peers,
 )
 from mesh.peer import PeerID, PeerInfo
+from mesh.ratelimit import Rate, RateLimiter
 from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
 
 __all__ = ["DHT", "DhtConfig", "KadServicer", "Role", "StoreReport"]
@@ -214,7 +214,7 @@ class DHT:
         config_ = self._config
         self._member_finds = RateLimiter[PeerID](_rate(config_.member_finds_per_s), max_keys=config_.max_callers)
         self._guest_finds = RateLimiter[PeerID](_rate(config_.guest_finds_per_s), max_keys=config_.max_callers)
-        self._all_guests = RateLimiter[str](_rate(config_.all_guest_finds_per_s), max_keys=1)
+        self._all_guests = _rate(config_.all_guest_finds_per_s).bucket()
         self._pings_in, self._pings_out = trio.open_memory_channel[Ping](config_.max_pings)
         self._new_in, self._new_out = trio.open_memory_channel[PeerInfo](config_.max_handovers)
 
@@ -916,7 +916,7 @@ class DHT:
     def _charge_find(self, caller: PeerID, is_guest: bool) -> None:
         now = trio.current_time()
         if is_guest:
-            allowed = self._guest_finds.take(caller, now) and self._all_guests.take("guests", now)
+            allowed = self._guest_finds.take(caller, now) and self._all_guests.take(now)
         else:
             allowed = self._member_finds.take(caller, now)
         if not allowed:

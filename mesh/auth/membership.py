@@ -18,11 +18,11 @@ import trio
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.auth.authorizer import PeerClass
-from mesh.auth.ratelimit import Rate, RateLimiter, TokenBucket
 from mesh.chain.client import Chain
 from mesh.chain.types import BlockRef, EpochPosition, NodeClass, SubnetInfo, SubnetNode, SubnetState
 from mesh.errors import ChainError, NotAuthorized
 from mesh.peer import PeerID
+from mesh.ratelimit import Rate, RateLimiter, TokenBucket
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ argument."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
 from mesh.peer import PeerID
+from mesh.ratelimit import TokenBucket
 
 
 class RateConfig(BaseModel):
@@ -26,19 +26,12 @@ class RateConfig(BaseModel):
     )
 
 
-@dataclass(slots=True)
-class _Bucket:
-    records: float
-    bytes: float
-    at: float
-
-
 class SenderRates:
-    """Token buckets by sender."""
+    """Two token buckets by sender: records and bytes."""
 
     def __init__(self, config: RateConfig) -> None:
         self._config = config
-        self._buckets: OrderedDict[PeerID, _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[PeerID, tuple[TokenBucket, TokenBucket]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -47,18 +40,18 @@ class SenderRates:
         """Charge one record of `size` bytes. Raises RecordRejected("rate"); a refused record costs
         nothing."""
         config = self._config
-        bucket = self._buckets.pop(sender, None) or _Bucket(config.burst_records, config.burst_bytes, now)
-        passed_s = max(0.0, now - bucket.at)
-        bucket.records = min(config.burst_records, bucket.records + passed_s * config.records_per_s)
-        bucket.bytes = min(config.burst_bytes, bucket.bytes + passed_s * config.bytes_per_s)
-        bucket.at = now
-        self._buckets[sender] = bucket  # last touched at the end
+        if sender not in self._buckets:
+            self._buckets[sender] = (
+                TokenBucket(rate_per_s=config.records_per_s, burst=config.burst_records),
+                TokenBucket(rate_per_s=config.bytes_per_s, burst=config.burst_bytes),
+            )
+        self._buckets.move_to_end(sender)  # last touched
+        records, volume = self._buckets[sender]
         if len(self._buckets) > config.max_senders:
             self._buckets.popitem(last=False)
-        if bucket.records < 1 or bucket.bytes < size:
+        if not (records.holds(now) and volume.take(now, size)):
             raise RecordRejected(
                 "rate",
                 f"{sender} may send {config.records_per_s:g} records/s and {config.bytes_per_s:g} bytes/s",
             )
-        bucket.records -= 1
-        bucket.bytes -= size
+        records.take(now)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.auth.ratelimit import Rate, RateLimiter, TokenBucket
 from mesh.errors import ConfigError
+from mesh.ratelimit import Rate, RateLimiter, TokenBucket
 
 
 def test_a_burst_and_then_the_rate() -> None:

@@ -27,16 +27,19 @@ class TokenBucket:
 
     def take(self, now: float, cost: float = 1.0) -> bool:
         """Take `cost` tokens if they are there; says whether they were."""
-        self._refill(now)
-        if self._tokens < cost:
+        if not self.holds(now, cost):
             return False
         self._tokens -= cost
         return True
 
+    def holds(self, now: float, cost: float = 1.0) -> bool:
+        """Whether `cost` tokens are there; takes none."""
+        self._refill(now)
+        return self._tokens >= cost
+
     def is_full(self, now: float) -> bool:
         """Whether nothing has been taken that time has not given back: such a bucket may be forgotten."""
-        self._refill(now)
-        return self._tokens >= self.burst
+        return self.holds(now, self.burst)
 
     def _refill(self, now: float) -> None:
         if self._last is not None and now > self._last:
@@ -50,6 +53,10 @@ class Rate:
 
     per_s: float
     burst: float
+
+    def bucket(self) -> TokenBucket:
+        """A full one."""
+        return TokenBucket(rate_per_s=self.per_s, burst=self.burst)
 
 
 class RateLimiter(Generic[K]):
@@ -70,7 +77,7 @@ class RateLimiter(Generic[K]):
         if bucket is None:
             if len(self._buckets) >= self._max_keys and not self._make_room(now):
                 return False
-            bucket = self._buckets[key] = TokenBucket(rate_per_s=self._rate.per_s, burst=self._rate.burst)
+            bucket = self._buckets[key] = self._rate.bucket()
         self._buckets.move_to_end(key)
         return bucket.take(now, cost)
 
