@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
-from mesh.errors import KeyFileError, LocalProtocolError, RemoteProtocolError
+from mesh.errors import KeyFileError, RemoteProtocolError
 from mesh.peer import PeerID
 
 MIN_RSA_BITS: Final = 2048
@@ -360,9 +360,3 @@ def load_account_key(path: Path) -> AccountKey:
 def save_account_key(path: Path, key: AccountKey, overwrite: Overwrite = Overwrite.REFUSE) -> None:
     """Write an account key's file (hexadecimal text). Raises KeyFileError."""
     write_secret(path, f"0x{key.private.hex()}\n".encode(), overwrite)
-
-
-def require_public_key_of(peer: PeerID, public_key_pb: bytes) -> None:
-    """Raises LocalProtocolError unless the key is the peer's."""
-    if PeerID.of_public_key(public_key_pb) != peer:
-        raise LocalProtocolError(f"public key does not belong to {peer}")

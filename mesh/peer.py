@@ -54,11 +54,6 @@ class PeerID:
         except ValueError as error:
             raise RemoteProtocolError(f"not a peer id: {text!r} is not base58") from error
 
-    @property
-    def inline_public_key(self) -> bytes | None:
-        """The protobuf public key when the id carries it (identity multihash), else None."""
-        return self.multihash[2:] if self.multihash[0] == _IDENTITY else None
-
     def __str__(self) -> str:
         return str(base58.b58encode(self.multihash).decode())
 

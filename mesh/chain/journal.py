@@ -31,7 +31,6 @@ MAX_JOURNAL_BYTES: Final = 256 * 1024
 """Beyond this a file is rewritten with what still matters."""
 KEPT_DONE: Final = 64
 """Finished entries kept when a file is rewritten."""
-MAX_EXTRINSIC_BYTES: Final = 1 << 20
 _CHECK_CHARS: Final = 16
 
 

@@ -45,28 +45,6 @@ def commitment(
     )
 
 
-def check_commitment(
-    commit: bytes,
-    *,
-    genesis: bytes,
-    subnet_id: int,
-    epoch: int,
-    owner: PeerID,
-    kind: str,
-    target_digest: bytes,
-    salt: bytes,
-    value: bytes,
-) -> None:
-    """Raises ConsensusError("commitment") unless `commit` is the commitment to exactly this."""
-    if len(salt) != SALT_BYTES:
-        raise ConsensusError("commitment", f"of {owner}: its salt has {len(salt)} bytes instead of {SALT_BYTES}")
-    made = commitment(
-        genesis, subnet_id, epoch=epoch, owner=owner, kind=kind, target_digest=target_digest, salt=salt, value=value
-    )
-    if made != commit:
-        raise ConsensusError("commitment", f"of {owner} to a {kind} does not match what was revealed")
-
-
 def quorum(
     snapshot: Snapshot,
     *,

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from coincurve import PublicKey
-from Crypto.Hash import keccak
 
 from mesh.devchain import scale as s
 from mesh.errors import ExtrinsicInvalid
+from mesh.identity import keccak256
 
 SIGNED_V4 = 0x84
 UNSIGNED_V4 = 0x04
@@ -47,17 +47,11 @@ STALE = "Transaction is outdated"
 FUTURE = "Transaction will be valid in the future"
 PAYMENT = "Inability to pay some fees (e.g. account balance too low)"
 ANCIENT_BIRTH = "Transaction has an ancient birth block"
-EXHAUSTS = "Transaction would exhaust the block limits"
 
 
 def blake2_256(data: bytes) -> bytes:
     """Substrate's usual hash, 32 bytes."""
     return hashlib.blake2b(data, digest_size=32).digest()
-
-
-def keccak_256(data: bytes) -> bytes:
-    """Ethereum's hash, 32 bytes."""
-    return keccak.new(digest_bits=256, data=data).digest()
 
 
 @dataclass(frozen=True)
@@ -154,17 +148,15 @@ def inherent(call_bytes: bytes) -> bytes:
     return s.encode_compact(len(body)) + body
 
 
-def recover(payload: bytes, signature: bytes) -> bytes | None:
-    """The 20-byte address that signed `payload`, or None when the signature is no signature at all."""
+def recover(payload: bytes, signature: bytes) -> bytes:
+    """The 20-byte address that signed `payload`. Raises Refused when the 65 bytes are no signature at all."""
     v = signature[64]
     if v in (27, 28):
         v -= 27
     if v > 3:
-        return None
+        raise invalid(BAD_PROOF)
     try:
-        key = PublicKey.from_signature_and_message(signature[:64] + bytes([v]), keccak_256(payload), hasher=None)
-    except (ValueError, Exception) as error:
-        if type(error) not in (ValueError, Exception):
-            raise
-        return None
-    return keccak_256(key.format(compressed=False)[1:])[-20:]
+        key = PublicKey.from_signature_and_message(signature[:64] + bytes([v]), keccak256(payload), hasher=None)
+    except ValueError as error:
+        raise invalid(BAD_PROOF) from error
+    return keccak256(key.format(compressed=False)[1:])[-20:]

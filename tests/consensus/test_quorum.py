@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.chain.types import NodeClass
-from mesh.consensus.quorum import check_commitment, commitment, quorum
+from mesh.consensus.quorum import commitment, quorum
 from mesh.errors import ConsensusError, LocalProtocolError
 
 from .toy import GENESIS, KEYS, LABELS, SUBNET, snapshot
@@ -44,11 +44,8 @@ def test_a_commitment_is_the_hash_that_the_design_names() -> None:
     ids=lambda c: next(iter(c)),
 )  # fmt: skip
 def test_nothing_in_a_commitment_can_be_swapped(changes: dict[str, Any]) -> None:
-    check_commitment(made(), **WHOLE)
+    assert made() == made()
     assert made(**changes) != made()
-    with pytest.raises(ConsensusError) as error:
-        check_commitment(made(), **(WHOLE | changes))
-    assert error.value.reason == "commitment"
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40))
@@ -57,11 +54,9 @@ def test_fields_do_not_run_into_each_other(t1: bytes, v1: bytes, t2: bytes, v2: 
     assert same == ((t1, v1) == (t2, v2))
 
 
-def test_a_short_salt_is_our_fault_or_theirs() -> None:
+def test_a_short_salt_is_our_fault() -> None:
     with pytest.raises(LocalProtocolError):
         made(salt=b"1")
-    with pytest.raises(ConsensusError):
-        check_commitment(made(), **(WHOLE | {"salt": b"1"}))
 
 
 def draw(size: int = 3, **changes: Any) -> list[int]:

@@ -9,8 +9,9 @@ from coincurve import PrivateKey
 
 from mesh.devchain import scale as s
 from mesh.devchain.chain import DevChain
-from mesh.devchain.extrinsic import SIGNED_V4, Era, Extrinsic, keccak_256
+from mesh.devchain.extrinsic import SIGNED_V4, Era, Extrinsic
 from mesh.devchain.pallets import SPEC_VERSION, TRANSACTION_VERSION
+from mesh.identity import keccak256
 
 
 class Signer:
@@ -18,7 +19,7 @@ class Signer:
 
     def __init__(self, name: str) -> None:
         self.key = PrivateKey(hashlib.sha256(name.encode()).digest())
-        self.address = keccak_256(self.key.public_key.format(compressed=False)[1:])[-20:]
+        self.address = keccak256(self.key.public_key.format(compressed=False)[1:])[-20:]
         self.hex = "0x" + self.address.hex()
 
     def sign(
@@ -57,7 +58,7 @@ class Signer:
             genesis=genesis or chain.genesis_hash,
             birth=birth or chain.genesis_hash,
         )
-        return assemble(ext, self.key.sign_recoverable(keccak_256(payload), hasher=None))
+        return assemble(ext, self.key.sign_recoverable(keccak256(payload), hasher=None))
 
 
 def assemble(ext: Extrinsic, signature: bytes) -> bytes:
