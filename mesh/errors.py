@@ -152,3 +152,10 @@ class WorkerError(MeshError):
 
 class ModelRejected(MeshError):
     """A model file is not safetensors, too big, of another architecture, or has other tensors than expected."""
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """The first error inside nested exception groups, in which nurseries wrap what went wrong."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

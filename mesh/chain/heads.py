@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import trio
 import trio_websocket
 
-from mesh.errors import ChainError, ChainUnavailable
+from mesh.errors import ChainError, ChainUnavailable, first_leaf
 
 RUNTIME_UPDATED: Final = "0x08"
 """The digest item RuntimeEnvironmentUpdated: this block changed the runtime's code."""
@@ -78,14 +78,6 @@ async def follow_heads(url: str, on_head: Callable[[bool], Awaitable[None]], con
         ended = ChainError(str(first_leaf(group)))
     # raised out here: an error raised inside `except*` would itself arrive wrapped in a group
     raise ended or ChainUnavailable(f"the head subscription at {url} ended")
-
-
-def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first leaf of a group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Tick:

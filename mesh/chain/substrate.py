@@ -27,7 +27,7 @@ from websocket import WebSocketException
 
 from mesh.chain import runtime, session
 from mesh.chain.dialect import PALLET, Call, Dialect, Read
-from mesh.chain.heads import first_leaf, follow_heads
+from mesh.chain.heads import follow_heads
 from mesh.chain.journal import Delivery, Done, Entry, Fate, Journal
 from mesh.chain.local import TestChain, is_local_chain, require_local_for_dev_key
 from mesh.chain.runtime import Era, SigningContext
@@ -41,6 +41,7 @@ from mesh.errors import (
     ExtrinsicInvalid,
     ExtrinsicLost,
     WrongChain,
+    first_leaf,
 )
 from mesh.identity import AccountKey
 from mesh.peer import PeerInfo

@@ -32,6 +32,8 @@ from libp2p.stream_muxer.exceptions import (
 from multiaddr import Multiaddr
 from pydantic import BaseModel, ConfigDict, Field
 
+from mesh.errors import first_leaf
+
 log = logging.getLogger(__name__)
 
 FIRST_WINDOW: Final = 256 * 1024
@@ -296,11 +298,11 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
                 self.event_started.set()
                 await self._read()
         except* _Violation as group:
-            self._end(f"the peer broke the protocol: {group.exceptions[0]}")
+            self._end(f"the peer broke the protocol: {first_leaf(group)}")
         except* (BaseLibp2pError, OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
-            self._end(f"connection lost: {_first(group)!r}")
+            self._end(f"connection lost: {first_leaf(group)!r}")
         except* Exception as group:  # noqa: BLE001 - a decryption error, or a fault of ours: either way this connection only
-            self._end(f"connection failed: {_first(group)!r}")
+            self._end(f"connection failed: {first_leaf(group)!r}")
         finally:
             self._end("connection lost")
             self.event_started.set()
@@ -530,10 +532,3 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self.idle_since = None
         self._queue_control(_HEADER.pack(0, _WINDOW, _ACK, stream_id, self._first_grant(stream)))
         return True
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

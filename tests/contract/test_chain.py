@@ -23,7 +23,7 @@ from mesh.chain.staking import NodeTerms, node_args
 from mesh.chain.substrate import ChainConfig, SubstrateChain
 from mesh.chain.types import NodeClass, Receipt, Score, SubnetState
 from mesh.devchain.node import DevChain, DevChainConfig, run_chain
-from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, ExtrinsicInvalid
+from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, ExtrinsicInvalid, first_leaf
 from mesh.identity import AccountKey, PeerKey
 from mesh.peer import PeerID
 from mesh.testing.chain import FakeChain, Ledger
@@ -136,9 +136,7 @@ async def submit(bench: Bench, call: str, args: dict[str, object], key: AccountK
     try:
         return await sealed(bench, lambda: bench.chain.submit(call, args, key))
     except* ChainError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_leaf(group)
     raise error
 
 
@@ -341,10 +339,7 @@ async def test_an_epoch_from_election_to_payout(bench: Bench) -> None:
             await sealed(bench, act)
         except* ExtrinsicFailed as group:
             leaves, _ = group.split(ExtrinsicFailed)
-            error: BaseException = leaves if leaves is not None else group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            caught.append(str(error))
+            caught.append(str(first_leaf(leaves if leaves is not None else group)))
         return caught[0]
 
     async def attest(i: int) -> Receipt:
