@@ -28,6 +28,7 @@ from mesh.peer import PeerID
 
 MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192  # a bound on the work a stranger's key can ask of us
+MAX_RSA_EXPONENT: Final = 2**32 - 1  # 65537 is usual; one of 3,000 bits makes a check cost 15 ms
 MAX_PUBLIC_KEY_BYTES: Final = 1200  # RSA 8192 in PKIX is about 1,060
 MAX_KEY_FILE_BYTES: Final = 8192
 
@@ -139,6 +140,8 @@ def is_signature(public_key_pb: bytes, message: bytes, signature: bytes) -> bool
 
     Garbage keys raise RemoteProtocolError; a wrong signature is simply False.
     """
+    if len(public_key_pb) > MAX_PUBLIC_KEY_BYTES:
+        raise RemoteProtocolError(f"a public key of {len(public_key_pb)} bytes")
     number, data = _parse_pb(public_key_pb)
     try:
         key_type = KeyType(number)
@@ -150,6 +153,8 @@ def is_signature(public_key_pb: bytes, message: bytes, signature: bytes) -> bool
         key = serialization.load_der_public_key(data)
         if not isinstance(key, rsa.RSAPublicKey) or not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
             raise RemoteProtocolError("not an RSA public key of an accepted size")
+        if key.public_numbers().e > MAX_RSA_EXPONENT:
+            raise RemoteProtocolError("an RSA public key whose exponent is larger than anybody needs")
         key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
         return True
     except InvalidSignature:

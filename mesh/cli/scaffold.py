@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import keyword
+import re
+import sys
 from pathlib import Path
 from string import Template
 
@@ -80,8 +82,12 @@ def subnet(name: str, /, *, directory: Path | None = None) -> None:
         name: A Python identifier in lower case.
         directory: Where to make the folder; default here.
     """
-    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
-        raise ConfigError(f"{name!r} cannot be a subnet's name: use lower-case letters, digits and _")
+    taken = keyword.iskeyword(name) or name in sys.stdlib_module_names or name in ("mesh", "subnets", "tests")
+    if taken or not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+        raise ConfigError(
+            f"{name!r} cannot be a subnet's name: take up to 32 lower-case letters, digits and _, and no name that a "
+            "Python module has already"
+        )
     root = (directory or Path()) / name
     if root.exists():
         raise ConfigError(f"{root} is already there: choose another name or --directory")

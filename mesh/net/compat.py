@@ -1,7 +1,7 @@
 """The faults of py-libp2p 0.8.1, contained.
 
-B1, B4, B10 and B12 are patches of single names in its modules, listed in `PATCHES`, each with what it replaces, so
-that a test can put the fault back. B2, B7, B9, B11, B19 and B20 are handled per host or per call here. B3 (inbound
+B1, B4, B10, B12 and B21 are patches of single names in its modules, listed in `PATCHES`, each with what it replaces, so
+that a test can put the fault back. B2, B7, B9, B11, B19, B20 and B22 are handled per host or per call here. B3 (inbound
 slots never freed), B8 (a host left without close) and B18 (listening with SO_REUSEPORT, so that two processes share a
 port in silence) do not arise because mesh.net.libp2p accepts and closes connections itself. B5, B6 and B13 to B17 are
 the muxer's: see mesh.net.yamux. tests/net/test_compat.py shows every fault with py-libp2p alone; a test that fails
@@ -21,10 +21,17 @@ from typing import Any, Final
 import libp2p.network.connection.swarm_connection
 import libp2p.network.swarm
 import libp2p.protocol_muxer.multiselect_communicator
+from Crypto.PublicKey import RSA
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey as CryptoRSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from libp2p.abc import IMuxedConn, INetStream, ISecureConn
+from libp2p.crypto.exceptions import CryptographyError
 from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.rsa import MAX_RSA_KEY_SIZE, RSAPublicKey
 from libp2p.exceptions import BaseLibp2pError, MultiError, ParseError
 from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
 from libp2p.io.exceptions import IOException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -35,6 +42,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from mesh.errors import ConfigError
+from mesh.identity import MAX_PUBLIC_KEY_BYTES, MAX_RSA_EXPONENT, MIN_RSA_BITS
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +78,24 @@ async def _read_negotiation(self: MultiselectCommunicator) -> str:
         raise MultiselectCommunicatorError("fail to read from multiselect communicator") from error
 
 
+def _rsa_public_key(key_bytes: bytes) -> RSAPublicKey:
+    """B21: a "public" key of a stranger's handshake was parsed by pycryptodome, which also takes private keys and tests
+    the primes of those, in C and for minutes with 60 KB of them; the size was looked at afterwards. And a public key
+    with an exponent of 4,000 bits makes every check of a signature cost 30 ms."""
+    if len(key_bytes) > MAX_PUBLIC_KEY_BYTES:
+        raise CryptographyError(f"an RSA public key of {len(key_bytes)} bytes")
+    try:
+        key = load_der_public_key(key_bytes)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CryptographyError("not an RSA public key") from error
+    if not isinstance(key, CryptoRSAPublicKey):
+        raise CryptographyError("not an RSA public key")
+    numbers = key.public_numbers()
+    if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_KEY_SIZE or numbers.e > MAX_RSA_EXPONENT:
+        raise CryptographyError(f"an RSA public key of {key.key_size} bits and exponent {numbers.e.bit_length()} bits")
+    return RSAPublicKey(RSA.construct((numbers.n, numbers.e)))
+
+
 # B4: a dial waited 250 ms for its own failure before it looked whether it had succeeded.
 _HAPPY_EYEBALLS_DELAY_S: Final = 0.0
 
@@ -85,6 +111,7 @@ def _patch(faults: tuple[str, ...], target: Any, attribute: str, replacement: ob
 PATCHES: Final = (
     _patch(("B1", "B12"), MultiselectCommunicator, "read", _read_negotiation),
     _patch(("B4",), libp2p.network.swarm, "_HAPPY_EYEBALLS_DELAY", _HAPPY_EYEBALLS_DELAY_S),
+    _patch(("B21",), RSAPublicKey, "from_bytes", _rsa_public_key),
     _patch(("B10",), libp2p.network.connection.swarm_connection, "logging", _SWARM_CONNECTION_LOG),
 )
 """What `apply` puts in place, for the whole process."""
@@ -135,6 +162,11 @@ class AddressBook(PeerStore):  # type: ignore[misc]  # libp2p is untyped to mypy
             del data.addrs[: -self._max_addrs]
         self._heard(peer_id, addrs)
 
+    def consume_peer_record(self, envelope: Any, ttl: int) -> bool:
+        """B22: whoever connected could leave signed envelopes of 1 MB here, one for each throw-away identity. Nothing
+        reads them, and addresses come by identify as well: nothing is kept."""
+        return False
+
     def _enforce_peer_limit(self) -> None:
         for peer_id in list(self.peer_data_map):
             if len(self.peer_data_map) <= self.max_peers:
@@ -157,6 +189,8 @@ def contain(host: BasicHost) -> None:
     # The default resource manager counts every connection twice against 10 per second for all strangers together and
     # refuses by the machine's free memory; mesh.net.libp2p has limits of its own.
     swarm.set_resource_manager(None)
+    # B22: what others push at us without being asked is not needed.
+    host.multiselect.remove_handler(IDENTIFY_PUSH)
     # B20: every 10 s it dialled all peers ever identified, up to half of high_watermark, whatever low_watermark says.
     swarm.auto_connector.run_background_task = _nothing
     swarm.auto_connector.maybe_connect = _nothing

@@ -9,8 +9,13 @@ import time
 import libp2p.network.swarm
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.exceptions import CryptographyError
+from libp2p.crypto.rsa import RSAPublicKey
 from libp2p.exceptions import ParseError
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.io.exceptions import IOException
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
@@ -28,7 +33,7 @@ from mesh.errors import ConfigError, DialFailed, ListenFailed, StreamBroken
 from mesh.net import compat
 from mesh.peer import PeerID, PeerInfo
 
-from .nodes import ECHO, LOOPBACK, bare, bare_host, network, running, still_serves, until
+from .nodes import ECHO, LOOPBACK, SPARE_S, bare, bare_host, network, running, still_serves, until
 from .wire import DATA, SYN, WINDOW, wires
 
 NOT_UTF8 = b"\x13/multistream/1.0.0\n" + b"\x04/\xff\xfe\n"
@@ -168,13 +173,15 @@ async def test_b4_is_a_fault(unpatched):
     assert await _bare_dial_s() >= 0.25
 
 
-async def test_b4_is_contained(patched):
-    assert await _bare_dial_s() < 0.25
+async def test_b4_is_contained(patched, monkeypatch):
+    assert libp2p.network.swarm._HAPPY_EYEBALLS_DELAY == 0
+    await _bare_dial_s()
+    # our own dials do not come by it; with it, this one would outlast the test
+    monkeypatch.setattr(libp2p.network.swarm, "_HAPPY_EYEBALLS_DELAY", 3600)
     a, b = network("a"), network("b")
     async with running(a, b) as (_, info):
-        start = time.perf_counter()
         await a.connect(info)
-        assert time.perf_counter() - start < 0.25
+        assert a.connected() == (info.peer_id,)
 
 
 # --- B5, B6, B13 to B17: the muxer; contained in mesh.net.yamux, see test_yamux --------------------
@@ -483,7 +490,7 @@ async def test_b8_is_contained():
             await client.connect(info)
             await until(lambda: len(server.connected()) == 1)
             start = time.perf_counter()
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < client.config.close_timeout_s + SPARE_S
         await until(lambda: server.connected() == ())
         assert not server._inbound
         assert not server._inbound_by_ip
@@ -525,3 +532,48 @@ async def test_b20_is_contained():
         await net._host.get_network().auto_connector.maybe_connect()
         await trio.sleep(0.1)
         assert net.connected() == ()
+
+
+# --- B21: an RSA key of a stranger costs minutes; B22: what strangers push is kept -----------------
+
+
+def rsa_public(bits: int = 2048, exponent: int = 65537) -> bytes:
+    """PKIX bytes of a key with these numbers; nobody needs its private half."""
+    modulus = (1 << (bits - 1)) | 1
+    numbers = rsa.RSAPublicNumbers(exponent, modulus)
+    return numbers.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def rsa_private() -> bytes:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+async def test_b21_is_a_fault(unpatched):
+    assert RSAPublicKey.from_bytes(rsa_private())  # a private key, its primes tested
+
+
+async def test_b21_is_contained(patched):
+    assert RSAPublicKey.from_bytes(rsa_public()).to_bytes()
+    for refused in (
+        rsa_private(),
+        b"\x30\x82" + b"\xff" * 60_000,
+        rsa_public(bits=1024),
+        rsa_public(exponent=(1 << 2000) | 1),
+        b"",
+    ):
+        with pytest.raises(CryptographyError):
+            RSAPublicKey.from_bytes(refused)
+
+
+async def test_b22_is_contained():
+    victim, stranger = network("victim"), network("stranger")
+    async with running(victim, stranger) as (info, _):
+        await stranger.connect(info)
+        with pytest.raises(StreamBroken):
+            stream = await stranger.open(info.peer_id, str(ID_PUSH))
+            await stream.send_all(b"x")
+            await stream.receive_some()
+        book = victim._host.get_peerstore()
+        assert book.consume_peer_record(object(), 1) is False
+        assert not book.peer_record_map
