@@ -15,6 +15,8 @@ from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.peer import PeerInfo
 
 ECHO = "/test/echo/1.0.0"
+SPARE_S = 10.0
+"""What a busy machine may take beside a bound of ours."""
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
 
 

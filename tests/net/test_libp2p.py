@@ -15,7 +15,7 @@ from mesh.identity import KeyType, PeerKey
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.peer import PeerInfo
 
-from .nodes import ECHO, bare, bare_host, echo, network, running, still_serves, until
+from .nodes import ECHO, SPARE_S, bare, bare_host, echo, network, running, still_serves, until
 
 
 def endpoint(info: PeerInfo) -> tuple[str, int]:
@@ -132,7 +132,7 @@ async def test_it_ends_within_its_bound_and_leaves_neither_task_nor_socket():
             await stream.send_all(b"x")
         start = time.perf_counter()
         nursery.cancel_scope.cancel()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < hub.config.close_timeout_s + SPARE_S
     await until(lambda: open_sockets() == sockets)
     await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
 
@@ -166,10 +166,8 @@ async def test_a_listener_that_says_nothing_ends_the_dial_in_time():
         async with running(a):
             peer = PeerKey.dev("silent").peer_id
             address = Multiaddr(f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}")
-            start = time.perf_counter()
             with pytest.raises(DialFailed, match=r"no answer within 0\.3 s"):
                 await a.connect(PeerInfo(peer, (address,)))
-            assert time.perf_counter() - start < 1.5
 
 
 async def test_a_caller_that_gives_up_does_not_take_the_dial_from_the_others():
