@@ -11,7 +11,7 @@ import trio
 
 from mesh.chain.client import Chain
 from mesh.chain.types import BlockRef, EpochPosition, Snapshot, first_block
-from mesh.consensus.windows import Windows
+from mesh.chain.windows import Windows
 from mesh.errors import ChainError, ChainUnavailable
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mesh.consensus.windows import SLACK_BLOCKS, Window, Windows
+from mesh.chain.windows import SLACK_BLOCKS, Window, Windows
 from mesh.errors import RecordRejected
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, StoreWindow
@@ -16,7 +16,7 @@ Name = Literal["claim_commit", "reveal", "vote_commit", "vote_reveal"]
 @dataclass(frozen=True, slots=True)
 class During:
     """Lets records under `<namespace>/<epoch>` in while the window `name` of that epoch is open, give or take `slack`
-    blocks. The offsets follow from the epoch's length (mesh.consensus.windows)."""
+    blocks. The offsets follow from the epoch's length (mesh.chain.windows)."""
 
     name: Name
     slack: int = SLACK_BLOCKS

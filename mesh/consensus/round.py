@@ -22,7 +22,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mesh.chain.types import MAX_ARGS_BYTES, NodeClass, Score, Snapshot, SubnetNode
-from mesh.consensus.windows import SLACK_BLOCKS, Windows
+from mesh.chain.windows import SLACK_BLOCKS, Windows
 from mesh.errors import ConsensusError, LocalProtocolError, RecordRejected, RemoteProtocolError
 from mesh.kad.record import MAX_RECORD_BYTES, Record
 from mesh.kad.validator import (

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from mesh.chain.client import Chain
 from mesh.chain.types import BlockRef, first_block
+from mesh.chain.windows import Windows
 from mesh.consensus.round import RoundContext, decode_args, timeless_validator, verify_blob
-from mesh.consensus.windows import Windows
 from mesh.errors import ConsensusError
 from mesh.subnet import Evidence, load_subnet
 from subnets.demo.client import Client
