@@ -7,6 +7,7 @@ when to take them and where their inputs come from. Nothing but cancellation end
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -179,20 +180,25 @@ class ConsensusLoop:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_inventories)
             task_status.started()
-            ticked: BlockRef | None = None
-            while True:
-                block = self._block()
-                if block is None or block == ticked:
-                    await self._epochs.wait_block()
-                    continue
-                ticked = block
-                if not 0 < self._epochs.slot <= block.number:
-                    continue  # the subnet is not active yet: its epochs are still to be numbered
-                position = self._epochs.position()
-                if self._started_at is None:
-                    self._started_at = position
-                    nursery.start_soon(self._resettle, position.epoch)
-                await self._tick(position)
+            self._started_at = await self._next_position(None)
+            nursery.start_soon(self._resettle, self._started_at.epoch)
+            # Two tasks: settling waits for what others serve, and nobody may make us late with our inventory by that.
+            nursery.start_soon(self._at_every_block, self._tick_inventories)
+            nursery.start_soon(self._at_every_block, self._tick_settling)
+
+    async def _at_every_block(self, tick: Callable[[EpochPosition], Awaitable[None]]) -> None:
+        last: EpochPosition | None = None
+        while True:
+            last = await self._next_position(last)
+            await tick(last)
+
+    async def _next_position(self, last: EpochPosition | None) -> EpochPosition:
+        """The newest position that is not `last`, once the subnet is active (before, its epochs have no numbers)."""
+        while True:
+            block = self._block()
+            if block is not None and 0 < self._epochs.slot <= block.number and self._epochs.position() != last:
+                return self._epochs.position()
+            await self._epochs.wait_block()
 
     # -- what others may ask (service.Holdings) --
 
@@ -211,12 +217,15 @@ class ConsensusLoop:
 
     # -- one block --
 
-    async def _tick(self, position: EpochPosition) -> None:
+    async def _tick_inventories(self, position: EpochPosition) -> None:
+        for epoch in (position.epoch, position.epoch - 1):
+            if epoch >= 0:
+                await self._attempt(f"inventory of epoch {epoch}", functools.partial(self._inventory_due, epoch))
+
+    async def _tick_settling(self, position: EpochPosition) -> None:
         epoch = position.epoch
         self._forget(epoch)
-        await self._attempt(f"inventory of epoch {epoch}", lambda: self._inventory_due(epoch))
         if epoch > 0:
-            await self._attempt(f"inventory of epoch {epoch - 1}", lambda: self._inventory_due(epoch - 1))
             await self._attempt(f"settling epoch {epoch - 1}", lambda: self._settle(epoch - 1))
             await self._attempt("missed epochs", lambda: self._note_missed(epoch - 1))
         self._tell()
@@ -554,18 +563,29 @@ class ConsensusLoop:
 
     async def _fetch(self, found: _Round, claim: ProposalArgs, submission: Submission) -> bytes | None:
         peers = self._servers(await self._epochs.snapshot(found.epoch + 1), found.ctx, submission)
-        with trio.move_on_after(self.config.fetch_timeout_s) as scope:
+        data: bytes | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up_when_late, found.epoch + 1, nursery.cancel_scope)
+            nursery.cancel_scope.deadline = trio.current_time() + self.config.fetch_timeout_s
             await self._locate(peers[:1])
             try:
                 data = await self._content.fetch(claim.evidence, max_bytes=claim.size, peers=peers)
+                self._pin(found, claim.evidence)
             except ContentNotFound as error:
                 self._say(found, logging.WARNING, f"evidence not fetched yet: {error}")
-                return None
-            self._pin(found, claim.evidence)
-        if scope.cancelled_caught:
+            nursery.cancel_scope.cancel()
+        if data is None:
             self._say(found, logging.WARNING, "evidence not fetched yet: it took too long")
-            return None
         return data
+
+    async def _give_up_when_late(self, epoch: int, scope: trio.CancelScope) -> None:
+        """Whoever serves slowly loses its own epoch, not the next one's: end a fetch when attesting is over, or where
+        we come after that, with the epoch. Past epochs are told again by a task of their own and delay nothing."""
+        offset, last = self._offset_in(epoch), self._epochs.windows.attest_by + 1
+        if offset >= self._epochs.length:
+            return
+        await self._epochs.wait_until(*((epoch, last) if offset < last else (epoch + 1, 0)))
+        scope.cancel()
 
     @staticmethod
     def _servers(now: Snapshot, ctx: RoundContext, submission: Submission) -> list[PeerID]:
