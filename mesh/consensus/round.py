@@ -179,6 +179,7 @@ def inventory_rule() -> NamespaceRule:
         max_ttl_s=MAX_TTL_S,
         max_records_per_owner=1,
         predicate=(_InventoryWindow(0, 0), _inventory_form),
+        is_evidence=True,
     )
 
 

@@ -47,6 +47,9 @@ class Keep(enum.Enum):
 
     REPLICA = enum.auto()
     """For others: may be evicted."""
+    EVIDENCE = enum.auto()
+    """For others, at every validator whatever the distance: stays until it expires. Bounded by the windows of its
+    namespace and by every owner's share."""
     OWN = enum.auto()
     """Ours: stays until it expires."""
 

@@ -117,6 +117,9 @@ class NamespaceRule:
     members_only: bool = True
     """False: anybody may own records here. Open it only where a quota bounds the harm."""
 
+    is_evidence: bool = False
+    """Stored at every validator, near or far: never evicted for other records. Bind it to a window."""
+
     def __post_init__(self) -> None:
         if not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace {self.namespace!r}: 1 to 32 of a-z 0-9 . _ - starting with a letter or digit")

@@ -232,3 +232,19 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+
+
+def test_evidence_stays_whatever_floods_in_and_makes_room_among_replicas() -> None:
+    held = store(max_records=8, max_owner_share=1.0)
+    evidence = [record(b"far/%d" % n, owner=1, ttl_s=10.0) for n in range(4)]
+    put(held, *evidence, keep=Keep.EVIDENCE)
+    for n in range(200):  # nearer, longer-lived, and as many as anybody likes
+        try:
+            put(held, record(b"flood/%d" % n, owner=2, ttl_s=600.0))
+        except RecordRejected as error:
+            assert error.reason == "full"
+    assert all(held.records(one.key, now=NOW) == (one,) for one in evidence)
+    later = record(b"far/5", owner=1, ttl_s=10.0)
+    put(held, later, keep=Keep.EVIDENCE)
+    assert held.records(later.key, now=NOW) == (later,)
+    assert len(held) == 8
