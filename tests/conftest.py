@@ -1,5 +1,5 @@
-"""For all tests: hypothesis gives the same examples every time (make test must not depend on luck) and knows no deadline
-(CI machines are slow). `HYPOTHESIS_PROFILE=search` looks for new examples."""
+"""For all tests: hypothesis gives the same examples every time (make test must not depend on luck) and knows no
+deadline (CI machines are slow). `HYPOTHESIS_PROFILE=search` looks for new examples."""
 
 import os
 
