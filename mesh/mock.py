@@ -106,6 +106,7 @@ class MockSubnet:
                 max_ttl_s=config.record_ttl_s,
                 max_records_per_owner=2,
                 predicate=_in_its_window,
+                is_evidence=True,
             )
         ]
 

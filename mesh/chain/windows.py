@@ -60,7 +60,7 @@ class Windows:
             claim_commit=window(0, 5),
             draw=at(7),
             reveal=window(8, 15),
-            vote_commit=window(8, 15),
+            vote_commit=window(8, 14),  # a block shorter than revealing: see mesh.consensus.during
             vote_reveal=window(16, 18),
             inventory=at(19),
             propose_by=at(4),

@@ -104,10 +104,11 @@ def rules(max_ttl_s: float) -> Sequence[NamespaceRule]:
             max_ttl_s=max_ttl_s,
             max_records_per_owner=owned,
             predicate=(require_digest_subkey, during),
+            is_evidence=True,
         )
 
     return (
-        rule(REQUEST, Request, REQUESTS_PER_OWNER, During("claim_commit", slack=1)),  # never after the draw
+        rule(REQUEST, Request, REQUESTS_PER_OWNER, During("claim_commit")),
         rule(VOTE_COMMIT, Commit, MAX_VOTES_PER_OWNER, During("vote_commit")),
         rule(VOTE, Vote, MAX_VOTES_PER_OWNER, During("vote_reveal")),
     )

@@ -88,6 +88,7 @@ def rules(max_ttl_s: float) -> Sequence[NamespaceRule]:
             max_ttl_s=max_ttl_s,
             max_records_per_owner=1,
             predicate=(require_no_subkey, during),
+            is_evidence=True,
         )
         for namespace, schema, during in (
             (COMMIT, Commit, During("vote_commit")),

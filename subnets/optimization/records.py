@@ -19,11 +19,12 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mesh.chain.windows import BASE_LENGTH, SLACK_BLOCKS
 from mesh.consensus.during import During
 from mesh.consensus.quorum import SALT_BYTES, commitment
 from mesh.errors import RecordRejected
 from mesh.kad.record import Record
-from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, pack_value
+from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, StoreWindow, pack_value
 from mesh.peer import PeerID
 from subnets.optimization.candidate import DEFAULT, Candidate
 
@@ -41,9 +42,6 @@ KIND_VOTE: Final = "opt-vote/1"
 MAX_VALUE_BYTES: Final = 1024
 MAX_VOTES_PER_OWNER: Final = 256
 """Votes of one node in one epoch: one per claim, so this bounds the nodes of a subnet that can claim at once."""
-COMMIT_SLACK_BLOCKS: Final = 1
-"""Claim commits get less slack than other records: two blocks late would be the draw block itself, and whoever knows
-its hash could choose among commitments."""
 
 Ppm = Annotated[int, Field(ge=0, le=MILLION)]
 Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
@@ -165,6 +163,12 @@ def require_claim_subkey(record: Record, position: BlockPosition | None) -> None
         raise RecordRejected("subkey", f"{record.key!r} takes a claim's id of 32 bytes, not {len(record.subkey)}")
 
 
+def require_its_epoch(record: Record, position: BlockPosition | None) -> None:
+    """Stored only while the epoch it names runs, so that nobody fills stores under names of his choice: a predicate."""
+    length = position.length if position is not None else BASE_LENGTH
+    StoreWindow(0, length - 1, SLACK_BLOCKS)(record, position)
+
+
 def rules(*, max_ttl_s: float, migrant_ttl_s: float) -> Sequence[NamespaceRule]:
     """The namespaces, their schemas and windows. `max_ttl_s` bounds evidence, `migrant_ttl_s` champion records."""
 
@@ -176,13 +180,14 @@ def rules(*, max_ttl_s: float, migrant_ttl_s: float) -> Sequence[NamespaceRule]:
             max_ttl_s=ttl_s,
             max_records_per_owner=owned,
             predicate=asked,
+            is_evidence=namespace in EVIDENCE,
         )
 
-    commits = During("claim_commit", COMMIT_SLACK_BLOCKS)
+    commits = During("claim_commit")
     return (
         rule(CLAIM_COMMIT, Commit, 1, max_ttl_s, require_no_subkey, commits),
         rule(CLAIM, Claim, 1, max_ttl_s, require_no_subkey, During("reveal")),
         rule(VOTE_COMMIT, Commit, MAX_VOTES_PER_OWNER, max_ttl_s, require_claim_subkey, During("vote_commit")),
         rule(VOTE, Vote, MAX_VOTES_PER_OWNER, max_ttl_s, require_claim_subkey, During("vote_reveal")),
-        rule(MIGRANT, Migrant, 1, migrant_ttl_s, require_no_subkey),
+        rule(MIGRANT, Migrant, 1, migrant_ttl_s, require_no_subkey, require_its_epoch),
     )

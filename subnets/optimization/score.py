@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mesh.chain.types import ONE, Score, SubnetNode
@@ -23,7 +23,6 @@ from mesh.kad.validator import Model, unpack_value
 from mesh.peer import PeerID
 from mesh.subnet import Evidence
 from subnets.evaluation.votes import FAULTS, Ballot, Finding, decide, lower_median, revealed
-from subnets.optimization.candidate import Candidate
 from subnets.optimization.records import (
     CLAIM,
     CLAIM_COMMIT,
@@ -40,7 +39,7 @@ from subnets.optimization.records import (
     vote_commitment,
 )
 
-SCORE_ID: Final = "optimization/1.0.0"
+SCORE_ID: Final = "optimization/1.1.0"
 """Raise it with every change below: nodes abstain from a score id they do not know."""
 
 QUORUM_SIZE: Final = 3
@@ -78,15 +77,15 @@ class Status(enum.Enum):
     UNCOMMITTED = "uncommitted"
     """No commit in evidence: it may have been made after the draw."""
     RECOMMITTED = "recommitted"
-    """More than one commit in evidence: its owner could have chosen after the draw."""
+    """More than one commit in evidence: its owner could have chosen after the draw. No score this epoch."""
     MISMATCH = "mismatch"
     """What was revealed is not what was committed: no score this epoch."""
     UNREVEALED = "unrevealed"
     """Committed, never revealed."""
 
 
-PENALIZED: Final = frozenset({Status.OVERCLAIM, Status.MISMATCH})
-"""Claims that cost their owner all score of the epoch."""
+PENALIZED: Final = frozenset({Status.OVERCLAIM, Status.MISMATCH, Status.RECOMMITTED})
+"""Claims that cost their owner all score of the epoch: it lied, or signed twice and so robbed its verifiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,9 @@ class Verdict:
     median_ppm: int | None = None
     incumbent_ppm: int | None = None
     gain_ppm: int = 0
-    """Paid gain: the verified one, shared when several claimed the same candidate; 0 unless accepted."""
+    """Verified gain over the incumbent; 0 unless accepted."""
+    paid_ppm: int = 0
+    """This claim's share of the epoch's gain, see `_share_gains`."""
     ballots: tuple[tuple[int, Ballot], ...] = ()
 
 
@@ -146,7 +147,8 @@ def outcome(evidence: Evidence) -> Outcome:
     book = _Book(evidence, nodes)
     judged = sorted((_judge(evidence, book, node) for node in book.claimants()), key=lambda v: v[0].node_id)
     incumbent = _most_named(vote.incumbent for _, votes in judged for vote in votes.values())
-    verdicts = _share_gains([_with_gain(verdict, votes, incumbent) for verdict, votes in judged])
+    coldkeys = {node.node_id: node.coldkey for node in nodes.values()}
+    verdicts = _share_gains([_with_gain(verdict, votes, incumbent) for verdict, votes in judged], coldkeys)
     best = max(
         (v for v in verdicts if v.status is Status.ACCEPTED and v.gain_ppm > 0),
         key=lambda v: (v.median_ppm or 0, v.claim_id),  # the id decides a tie alike everywhere
@@ -268,17 +270,13 @@ def _status(claim: Claim, finding: Finding) -> Status:
 
 
 def _most_named(champions: Iterable[Champion]) -> Champion:
-    """The incumbent that most agreeing votes name (of equally many the older, then by digest); the default when
-    nobody voted."""
-    counts: dict[tuple[int, bytes], tuple[int, Champion]] = {}
-    for champion in champions:
-        name = (champion.epoch, champion.claim_id + champion.candidate.digest() + champion.owner + champion.weights)
-        count, _ = counts.get(name, (0, champion))
-        counts[name] = (count + 1, champion)
-    if not counts:
-        return DEFAULT_CHAMPION
-    name = min(counts, key=lambda one: (-counts[one][0], one))
-    return counts[name][1]
+    """The incumbent that a strict majority of the agreeing votes names; the default when none does, which replaces
+    nobody's champion (its epoch is 0) and from which no gain is counted that the same votes did not measure."""
+    named = list(champions)
+    for champion in named:
+        if 2 * named.count(champion) > len(named):
+            return champion
+    return DEFAULT_CHAMPION
 
 
 def _with_gain(verdict: Verdict, votes: Mapping[int, Vote], incumbent: Champion) -> Verdict:
@@ -290,20 +288,22 @@ def _with_gain(verdict: Verdict, votes: Mapping[int, Vote], incumbent: Champion)
     incumbent_ppm = lower_median([vote.incumbent_ppm for vote in measured])
     difference = lower_median([vote.candidate_ppm - vote.incumbent_ppm for vote in measured])
     gain = difference if verdict.status is Status.ACCEPTED and difference >= MIN_GAIN_PPM else 0
-    return _replaced(verdict, incumbent_ppm=incumbent_ppm, gain_ppm=gain)
+    return replace(verdict, incumbent_ppm=incumbent_ppm, gain_ppm=gain)
 
 
-def _share_gains(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
-    """One candidate claimed by several is one discovery: its finders share the gain."""
+def _share_gains(verdicts: Iterable[Verdict], coldkeys: Mapping[int, bytes]) -> tuple[Verdict, ...]:
+    """What an epoch gained is paid once: the best gain, shared in proportion among those who gained, one claim of each
+    coldkey. So nothing is earned by claiming one discovery twice, a hair apart or under several names of one owner."""
     found = list(verdicts)
-    finders: dict[Candidate, int] = defaultdict(int)
+    best: dict[bytes, Verdict] = {}
     for verdict in found:
-        if verdict.gain_ppm and verdict.claim is not None:
-            finders[verdict.claim.candidate] += 1
-    return tuple(
-        _replaced(v, gain_ppm=v.gain_ppm // finders[v.claim.candidate]) if v.gain_ppm and v.claim is not None else v
-        for v in found
-    )
+        owner = coldkeys[verdict.node_id]
+        if verdict.gain_ppm and (owner not in best or verdict.gain_ppm > best[owner].gain_ppm):
+            best[owner] = verdict
+    total = sum(verdict.gain_ppm for verdict in best.values())
+    most = max((verdict.gain_ppm for verdict in best.values()), default=0)
+    counted = {verdict.node_id for verdict in best.values()}
+    return tuple(replace(v, paid_ppm=v.gain_ppm * most // total) if v.node_id in counted else v for v in found)
 
 
 def _scores(verdicts: Iterable[Verdict]) -> tuple[Score, ...]:
@@ -312,7 +312,7 @@ def _scores(verdicts: Iterable[Verdict]) -> tuple[Score, ...]:
     barred: set[int] = set()
     for verdict in verdicts:
         if verdict.status is Status.ACCEPTED:
-            earned[verdict.node_id] += CLAIM_PPM + verdict.gain_ppm
+            earned[verdict.node_id] += CLAIM_PPM + verdict.paid_ppm
         elif verdict.status in PENALIZED:
             barred.add(verdict.node_id)
         for node_id, ballot in verdict.ballots:
@@ -321,18 +321,4 @@ def _scores(verdicts: Iterable[Verdict]) -> tuple[Score, ...]:
         earned[node_id] += VOTE_PPM * max(count, 0)
     return tuple(
         Score(node_id, ppm * _SCALE) for node_id, ppm in sorted(earned.items()) if ppm > 0 and node_id not in barred
-    )
-
-
-def _replaced(verdict: Verdict, *, gain_ppm: int, incumbent_ppm: int | None = None) -> Verdict:
-    return Verdict(
-        verdict.node_id,
-        verdict.owner,
-        verdict.status,
-        verdict.claim_id,
-        verdict.claim,
-        verdict.median_ppm,
-        verdict.incumbent_ppm if incumbent_ppm is None else incumbent_ppm,
-        gain_ppm,
-        verdict.ballots,
     )

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from mesh.chain.types import ONE
+from mesh.chain.windows import Windows
+from mesh.consensus.during import bounds
 from mesh.identity import PeerKey
 from mesh.kad.record import sign_record
 from subnets.evaluation.votes import Ballot, decide, lower_median
@@ -245,16 +247,70 @@ def test_an_unrevealed_vote_costs_another_vote_s_share() -> None:
             if (member, owner) != (sly, duties[sly][0]):
                 case.reveal_vote(member, claim_id, vote)
     found = outcome(case.evidence())
-    own = CLAIM_PPM + verdict_of(found, sly).gain_ppm
+    own = CLAIM_PPM + verdict_of(found, sly).paid_ppm
     assert scores_of(found)[sly] == own + VOTE_PPM * (len(duties[sly]) - 2)
 
 
-def test_one_candidate_found_twice_is_one_gain() -> None:
+def test_what_an_epoch_gained_is_paid_once() -> None:
+    """However many claim it, and be their candidates a hair apart: the best gain is shared in proportion."""
     case = Case()
     case.honest(1, 960_000, 960_000)
     case.honest(2, 960_000, 960_000)
+    case.honest(3, 890_000, 890_000, GOOD.model_copy(update={"decay_micro": 1}))
     found = outcome(case.evidence())
-    assert [verdict_of(found, n).gain_ppm for n in (1, 2)] == [70_000, 70_000]
+    assert [verdict_of(found, n).gain_ppm for n in (1, 2, 3)] == [140_000, 140_000, 70_000]
+    assert [verdict_of(found, n).paid_ppm for n in (1, 2, 3)] == [56_000, 56_000, 28_000]
+
+
+def test_one_owner_is_paid_for_one_claim() -> None:
+    case = Case(snapshot=snapshot_of(6, shared_coldkey=(1, 2)))
+    case.honest(1, 960_000, 960_000)
+    case.honest(2, 950_000, 950_000, GOOD.model_copy(update={"hidden": 21}))
+    case.honest(3, 960_000, 960_000, GOOD.model_copy(update={"hidden": 22}))
+    found = outcome(case.evidence())
+    assert verdict_of(found, 1).paid_ppm == verdict_of(found, 3).paid_ppm == 70_000
+    assert verdict_of(found, 2).gain_ppm > 0
+    assert verdict_of(found, 2).paid_ppm == 0
+
+
+def test_a_second_commit_costs_its_owner_everything_else_it_earned() -> None:
+    """It would otherwise take its verifiers' pay from them for nothing."""
+    case = Case()
+    case.honest(1, 960_000, 960_000)
+    spare = case.claim(1, 970_000, salt=2)
+    case.add(1, CLAIM_COMMIT, Commit(commitment=case.claim_id(1, spare)))
+    other = case.commit_and_reveal(2, case.claim(2, 950_000))
+    for member in case.quorum(2, other):
+        case.cast(member, other, case.vote_of(member, 950_000))
+    assert 1 not in scores_of(outcome(case.evidence()))
+
+
+def test_one_liar_among_two_votes_names_no_champion() -> None:
+    """On a tie nobody's incumbent counts: an invented one would be served by all."""
+    invented = Champion(
+        candidate=GOOD,
+        epoch=EPOCH - 1,
+        claim_id=bytes(32),
+        owner=peer_key(3).peer_id.multihash,
+        weights=b"w" * 32,
+        ppm=0,
+    )
+    case = Case()
+    claim_id = case.commit_and_reveal(1, case.claim(1, 960_000))
+    liar, honest, _ = case.quorum(1, claim_id)
+    case.cast(liar, claim_id, case.vote_of(liar, 960_000, 0, invented))
+    case.cast(honest, claim_id, case.vote_of(honest, 960_000))
+    found = outcome(case.evidence())
+    assert found.incumbent != invented
+    assert found.champion != invented
+    assert verdict_of(found, 1).gain_ppm == 0
+
+
+@pytest.mark.parametrize("length", [20, 21, 39, 100, 300])
+def test_no_commitment_is_stored_once_what_it_could_be_copied_from_is_known(length: int) -> None:
+    windows = Windows.of(length)
+    assert bounds("claim_commit", length)[1] < windows.draw
+    assert bounds("vote_commit", length)[1] < windows.vote_reveal.first
 
 
 def test_a_gain_within_the_noise_is_none() -> None:
