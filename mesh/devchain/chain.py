@@ -37,6 +37,8 @@ class ServerConfig(BaseModel):
     """Per connection, watched extrinsics included."""
     max_outgoing_messages: int = Field(default=4096, ge=16)
     """Unsent messages of one connection; one more and it is closed, for it does not read."""
+    max_outgoing_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    """Answers that one client may leave unread, in bytes."""
     max_batch: int = Field(default=64, ge=1)
     max_keys: int = Field(default=1000, ge=1)
     """Storage keys in one answer or one request."""

@@ -131,6 +131,7 @@ class Connection:
         self.limits = chain.config.server
         self._socket = websocket
         self._send, self._queue = trio.open_memory_channel[str](self.limits.max_outgoing_messages)
+        self._waiting_bytes = 0
         self._scope = trio.CancelScope()
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._next_id = 0
@@ -187,12 +188,17 @@ class Connection:
             except ConnectionClosed:
                 self._scope.cancel()
                 return
+            self._waiting_bytes -= len(text)
 
     def _push(self, message: Any) -> None:
+        text = json.dumps(message)
         try:
-            self._send.send_nowait(json.dumps(message))
+            if self._waiting_bytes + len(text) > self.limits.max_outgoing_bytes:
+                raise trio.WouldBlock
+            self._send.send_nowait(text)
+            self._waiting_bytes += len(text)
         except trio.WouldBlock:
-            log.warning("a client that does not read is closed: %d messages wait", self.limits.max_outgoing_messages)
+            log.warning("a client that does not read is closed: %d bytes wait for it", self._waiting_bytes)
             self._scope.cancel()
 
     def _flush(self) -> None:
@@ -310,7 +316,7 @@ class Connection:
         if isinstance(number, list):
             if len(number) > self.limits.max_keys:
                 raise RpcRefusal(INVALID_PARAMS, f"Invalid params: at most {self.limits.max_keys} numbers")
-            return [self._block_hash(each) for each in number]
+            return [self._block_hash(_number(each)) for each in number]
         value = _number(number)
         found = self.chain.store.hash_of(value) if value <= self.chain.best.number else None
         return None if found is None else _hex(found)

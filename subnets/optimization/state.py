@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import LocalProtocolError, RecordRejected
+from mesh.files import Durable, replace_file
 from mesh.kad.validator import pack_value, unpack_value
 from subnets.optimization.records import DEFAULT_CHAMPION, Champion, Claim, Vote
 
@@ -59,13 +60,8 @@ def load_state(path: Path) -> OptimizationState:
 
 def save_state(path: Path, state: OptimizationState) -> None:
     """Write the file anew, atomically and to the disk. Raises LocalProtocolError when it cannot be written."""
-    temporary = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(pack_value(state))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(path, pack_value(state), durable=Durable.YES)  # 0600: it holds salts that are not revealed yet
     except OSError as error:
         raise LocalProtocolError(f"cannot write {path}: {error.strerror}") from error
