@@ -35,7 +35,7 @@ from mesh.net.base import Network
 from mesh.peer import PeerID, PeerInfo
 from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
 from mesh.subnet import Settlement, Subnet, SubnetContext
-from mesh.worker import Worker
+from mesh.worker import Compute, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,8 @@ class Parts:
     """None: no chain at all (`--no_blockchain_rpc`), everyone is a member and nothing is settled."""
     clock: Clock = field(default_factory=SystemClock)
     rng: random.Random = field(default_factory=lambda: random.Random(os.urandom(16)))
+    worker: Compute | None = None
+    """None: a process of its own for the subnet's jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ async def run_node(
         content = Content(config.data_dir / "content", rpc)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
-        worker = Worker(subnet.jobs)
+        worker = parts.worker or Worker(subnet.jobs)
         await nursery.start(worker.run)
 
         send, receive = trio.open_memory_channel[Settlement](MAX_UNREAD_SETTLEMENTS)

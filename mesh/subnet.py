@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mesh.content import Content
     from mesh.dht import DHT, StoreReport
     from mesh.rpc.servicer import Rpc, Servicer
-    from mesh.worker import Worker
+    from mesh.worker import Compute
 
 GROUP = "mesh.subnets"
 
@@ -71,7 +71,7 @@ class SubnetContext:
     chain: Chain
     epochs: Epochs
     content: Content
-    worker: Worker
+    worker: Compute
     clock: Clock
     rng: random.Random
     data_dir: Path

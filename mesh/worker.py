@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgpack
 import trio
@@ -59,6 +59,25 @@ class Priority(enum.IntEnum):
     """Somebody waits for the answer."""
     EXPLORE = 2
     """Whenever there is nothing else to do."""
+
+
+class Compute(Protocol):
+    """What a node uses of its compute worker: `Worker` has it, and so has what a simulation puts in its place."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Worker.run`."""
+        ...
+
+    async def call(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        *,
+        priority: Priority = Priority.SERVE,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """See `Worker.call`."""
+        ...
 
 
 class Worker:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +22,15 @@ from mesh.chain import staking
 from mesh.chain.types import PLANCK_PER_TENSOR, Score, SubnetNode, first_block
 from mesh.clock import SimClock
 from mesh.config import NodeConfig
+from mesh.errors import ConfigError
 from mesh.identity import AccountKey, KeyType, PeerKey
 from mesh.node import NodeInfo, Parts, run_node
-from mesh.peer import PeerInfo
+from mesh.peer import PeerID, PeerInfo
 from mesh.subnet import Subnet
 from mesh.testing.chain import FakeChain, Ledger
 from mesh.testing.network import SimNetwork
 from mesh.testing.simulation import run_sim
+from mesh.worker import Compute
 
 BLOCK_TIME_S: Final = 6.0
 STAKE_PLANCK: Final = 200 * PLANCK_PER_TENSOR
@@ -62,15 +64,28 @@ def simulate(
     config: Any = None,
     liars: Mapping[int, Subnet] | None = None,
     latency_s: float = 0.02,
+    worker: Callable[[int], Compute] | None = None,
+    meanwhile: Callable[[Village], Awaitable[None]] | None = None,
 ) -> SimResult:
-    """Run `nodes` nodes (at least 3) until `epochs` epochs of work are settled. `liars` maps node numbers, from 1, to
-    the subnet object they run instead. Not reentrant: call it from ordinary (not async) tests."""
+    """Run `nodes` nodes (at least 3) until `epochs` epochs of work are settled.
+
+    `liars` maps node ids, from 1, to the subnet object they run instead. `worker` makes the compute worker of a node
+    id; a subnet with jobs needs one, as processes are no part of a simulation. `meanwhile` runs beside the nodes from
+    the subnet's activation on, and the simulation does not end before it. Raises what any of them raises. Not
+    reentrant: call it from ordinary (not async) tests.
+    """
+    if subnet.jobs and worker is None:
+        raise ConfigError(f"{subnet.name} computes in processes, which a simulation has none of: give it a `worker`")
     with tempfile.TemporaryDirectory(prefix="mesh-sim-") as directory:
-        village = _Village(subnet, nodes, seed, config or subnet.Config(), liars or {}, latency_s, Path(directory))
-        return run_sim(lambda: village.run(epochs), seed)
+        village = Village(
+            subnet, nodes, seed, config or subnet.Config(), liars or {}, latency_s, Path(directory), worker
+        )
+        return run_sim(lambda: village.run(epochs, meanwhile), seed)
 
 
-class _Village:
+class Village:
+    """The nodes of a running simulation, by node id."""
+
     def __init__(
         self,
         subnet: Subnet,
@@ -80,44 +95,70 @@ class _Village:
         liars: Mapping[int, Subnet],
         latency_s: float,
         directory: Path,
+        worker: Callable[[int], Compute] | None,
     ) -> None:
+        self._worker = worker
         self._subnet, self._config, self._liars, self._directory = subnet, config, liars, directory
         self._rng = random.Random(seed)
         self._keys = [PeerKey.from_secret(KeyType.ED25519, self._rng.randbytes(32)) for _ in range(nodes)]
         self._hotkeys = [AccountKey.from_private(self._rng.randbytes(32)) for _ in range(nodes)]
         self._coldkeys = [AccountKey.from_private(self._rng.randbytes(32)) for _ in range(nodes)]
         accounts = [key.account_id for key in (*self._hotkeys, *self._coldkeys)]
-        self._seed, self._latency_s, self._funds = seed, latency_s, dict.fromkeys(accounts, FUNDS_PLANCK)
+        self._network = SimNetwork(seed=seed, latency_s=latency_s)
+        self._nets = [self._network.node(key) for key in self._keys]
+        self._ledger = Ledger(seed=seed, fund=dict.fromkeys(accounts, FUNDS_PLANCK))
+        self._chain = FakeChain(self._ledger, block_time_s=BLOCK_TIME_S)
+        self._running: dict[int, tuple[trio.CancelScope, trio.Event]] = {}
+        self._subnet_id = self._slot = 0
+        self._nursery: trio.Nursery | None = None
+        self.first_epoch = 0
+        """The first epoch of work, known from the subnet's activation on."""
 
-    async def run(self, epochs: int) -> SimResult:
-        network = SimNetwork(seed=self._seed, latency_s=self._latency_s)
-        ledger = Ledger(seed=self._seed, fund=self._funds)
-        chain = FakeChain(ledger, block_time_s=BLOCK_TIME_S)
+    def peer(self, number: int) -> PeerID:
+        """Peer id of a node."""
+        return self._keys[number - 1].peer_id
+
+    async def reach(self, epoch: int, offset: int) -> None:
+        """Wait until the chain is at this offset of this epoch."""
+        until = first_block(epoch, slot=self._slot, length=self._chain.epoch_length) + offset
+        if (await self._chain.head()).number >= until:
+            return
+        async for head in self._chain.heads():
+            if head.number >= until:
+                return
+
+    async def kill(self, number: int) -> None:
+        """Crash a node: its connections break, its tasks end, its directory stays. Returns when it is gone."""
+        self._network.kill(self.peer(number))
+        scope, ended = self._running.pop(number)
+        scope.cancel()
+        await ended.wait()
+
+    async def restart(self, number: int) -> None:
+        """Start a killed node anew on its directory. Returns once it is ready."""
+        self._network.revive(self.peer(number))
+        await self._start(number)
+
+    async def run(self, epochs: int, meanwhile: Callable[[Village], Awaitable[None]] | None) -> SimResult:
+        """See `simulate`. Once only."""
+        chain = self._chain
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             await nursery.start(chain.run)
-            subnet_id = await self._register(chain, network)
-            entry: tuple[str, ...] = ()
-            for number, key in enumerate(self._keys, start=1):
-                parts = Parts(key, network.node(key), FakeChain(ledger), SimClock(), random.Random(self._rng.random()))
-                node_config = NodeConfig(
-                    identity_path=self._directory / "unused",
-                    data_dir=self._directory / str(number),
-                    initial_peers=entry,
-                    is_new_swarm=not entry,
-                    subnet_id=subnet_id,
-                )
-                started: NodeInfo = await nursery.start(self._node, node_config, parts, number)
-                entry = entry or started.local.multiaddrs()
+            self._subnet_id = subnet_id = await self._register(chain)
+            for number in range(1, len(self._keys) + 1):
+                await self._start(number)
             await staking.activate_subnet(chain, self._coldkeys[0], subnet_id=subnet_id)
             before = (await chain.snapshot(subnet_id)).nodes
             info = await chain.subnet(subnet_id)
             assert info.slot is not None
+            self._slot, self.first_epoch = info.slot, info.start_epoch
             # Work of the first whole epoch is proposed in the next one and paid at the start of the one after.
             last = info.start_epoch + epochs + 1
-            until = first_block(last, slot=info.slot, length=chain.epoch_length) + 1
-            async for head in chain.heads():
-                if head.number >= until:
-                    break
+            async with trio.open_nursery() as until:
+                until.start_soon(self.reach, last, 1)
+                if meanwhile is not None:
+                    until.start_soon(meanwhile, self)
             found = {epoch: await chain.submission(subnet_id, epoch) for epoch in range(info.start_epoch, last)}
             after = (await chain.snapshot(subnet_id)).nodes
             nursery.cancel_scope.cancel()
@@ -127,17 +168,42 @@ class _Village:
             after=after,
             proposals={epoch: submission.scores for epoch, submission in made.items()},
             attested={epoch: len(submission.attests) for epoch, submission in made.items()},
-            trace=network.digest(),
+            trace=self._network.digest(),
         )
+
+    async def _start(self, number: int) -> None:
+        others = [self._nets[other - 1].local for other in sorted(self._running)]
+        config = NodeConfig(
+            identity_path=self._directory / "unused",
+            data_dir=self._directory / str(number),
+            initial_peers=others[0].multiaddrs() if others else (),
+            is_new_swarm=not others,
+            subnet_id=self._subnet_id,
+            subnet_node_id=number,
+        )
+        parts = Parts(
+            self._keys[number - 1],
+            self._nets[number - 1],
+            FakeChain(self._ledger),
+            SimClock(),
+            random.Random(self._rng.random()),
+            self._worker(number) if self._worker is not None else None,
+        )
+        assert self._nursery is not None
+        await self._nursery.start(self._node, config, parts, number)
 
     async def _node(
         self, config: NodeConfig, parts: Parts, number: int, *, task_status: trio.TaskStatus[NodeInfo]
     ) -> None:
         subnet = self._liars.get(number, self._subnet)
         hotkey = self._hotkeys[number - 1]
-        await run_node(config, parts, subnet, self._config, hotkey=hotkey, task_status=task_status)
+        ended = trio.Event()
+        with trio.CancelScope() as scope:
+            self._running[number] = scope, ended
+            await run_node(config, parts, subnet, self._config, hotkey=hotkey, task_status=task_status)
+        ended.set()
 
-    async def _register(self, chain: FakeChain, network: SimNetwork) -> int:
+    async def _register(self, chain: FakeChain) -> int:
         bootnode = PeerInfo.parse(f"/ip4/203.0.113.1/tcp/1/p2p/{self._keys[0].peer_id}")
         subnet_id, _ = await staking.register_subnet(
             chain,
@@ -146,19 +212,13 @@ class _Village:
             initial_coldkeys={key.account_id: 1 for key in self._coldkeys},
             bootnodes=[bootnode],
         )
-        async with trio.open_nursery() as nursery:
-            for number, key in enumerate(self._keys):
-                terms = staking.NodeTerms(
-                    hotkey=self._hotkeys[number].account_id,
-                    peer_id=key.peer_id,
-                    bootnode_peer_id=None,
-                    client_peer_id=None,
-                    stake_planck=STAKE_PLANCK,
-                )
-                nursery.start_soon(self._register_node, chain, self._coldkeys[number], subnet_id, terms)
+        for number, key in enumerate(self._keys):  # one after the other: who runs as number n is node n
+            terms = staking.NodeTerms(
+                hotkey=self._hotkeys[number].account_id,
+                peer_id=key.peer_id,
+                bootnode_peer_id=None,
+                client_peer_id=None,
+                stake_planck=STAKE_PLANCK,
+            )
+            await staking.register_node(chain, self._coldkeys[number], subnet_id=subnet_id, terms=terms)
         return subnet_id
-
-    async def _register_node(
-        self, chain: FakeChain, coldkey: AccountKey, subnet_id: int, terms: staking.NodeTerms
-    ) -> None:
-        await staking.register_node(chain, coldkey, subnet_id=subnet_id, terms=terms)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import LocalProtocolError, MeshError, RemoteFailure, WorkerError
 from mesh.rpc.servicer import RpcContext, Servicer, method
-from mesh.worker import Priority, Worker
+from mesh.worker import Compute, Priority
 from subnets.inference.config import BatchConfig
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class _Waiting:
 class Batcher:
     """Collects requests for the current model. `run` it; `use` gives it a model, also while it runs."""
 
-    def __init__(self, worker: Worker, config: BatchConfig | None = None) -> None:
+    def __init__(self, worker: Compute, config: BatchConfig | None = None) -> None:
         self.config = config or BatchConfig()
         self._worker = worker
         self._served: Served | None = None

@@ -1,48 +1,24 @@
-"""Optimization nodes over a simulated network and chain, in virtual time.
+"""What whole simulated epochs of a subnet need besides mesh.testing.village: a worker and a look inside.
 
 What is replaced: the worker (a process, so no part of a deterministic run) by a function that says how good a candidate
-is. It is a seam of the framework: `SubnetContext.worker`. Everything else is the product's.
+is. It is a seam of the framework: `mesh.node.Parts.worker`. Everything else is the product's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 from pydantic import BaseModel
 
-from mesh.auth.authorizer import Everyone
-from mesh.chain.epochs import Epochs
-from mesh.chain.types import NodeClass, SubnetInfo, SubnetNode, SubnetState
-from mesh.clock import SimClock
-from mesh.content import Content
-from mesh.dht import DHT
-from mesh.errors import ChainUnavailable, ModelRejected
-from mesh.identity import PeerKey
-from mesh.kad.record import Record
-from mesh.kad.validator import BlockPosition
-from mesh.peer import PeerInfo
-from mesh.rpc.servicer import Rpc
-from mesh.subnet import Evidence, Settlement, SubnetContext
-from mesh.testing.chain import FakeChain, Ledger, _Subnet
-from mesh.testing.network import SimNetwork, SimNode
+from mesh.errors import ModelRejected
+from mesh.subnet import Evidence, SubnetContext
 from mesh.worker import Priority
 from subnets.optimization.candidate import DIMENSIONS, Candidate, from_unit, to_unit
-from subnets.optimization.config import OptimizationConfig
-
-SUBNET = 128_001
-SLOT = 3
-LENGTH = 20
-BLOCK_S = 6.0
-WALL0 = 1_800_000_000.0
-
-
-def optimization_config(directory: Path) -> BaseModel:
-    return OptimizationConfig(pool=directory / "pool", rest=1.0)
 
 
 def quality(candidate: Candidate, seed: int) -> int:
@@ -59,6 +35,10 @@ class ScriptedWorker:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.calls: list[str] = []
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
 
     async def call(
         self, name: str, args: Mapping[str, Any], *, priority: Priority = Priority.SERVE, timeout_s: float | None = None
@@ -91,121 +71,40 @@ class ScriptedWorker:
         return {}
 
 
-class SimulatedNode:
-    """One optimization node and what it stands on."""
+class Watched:
+    """A subnet on one node, with the context it was given and the evidence it scored kept for a test to look at.
 
-    def __init__(self, world: World, number: int, subnet: Any, directory: Path, *, net: SimNode | None = None) -> None:
-        self.key = PeerKey.dev(f"sim-{number}")
-        self.node_id = number
-        self.subnet = subnet
-        self.net = net or world.sim.node(self.key)
-        self.rpc = Rpc(self.net, Everyone(), rng=random.Random(number))
-        chain = FakeChain(world.ledger, block_time_s=BLOCK_S)
-        self.chain = chain
-        self.epochs = Epochs(chain, SUBNET)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.config = world.config(directory)
-        self.dht = DHT(
-            self.rpc,
-            self.key,
-            rules=subnet.rules(self.config),
-            is_member=lambda peer: True,
-            position=self._position,
-            subnet_id=SUBNET,
-            genesis=chain.genesis,
-            clock=world.clock,
-            rng=random.Random(number + 100),
-        )
-        self.content = Content(directory / "content", self.rpc)
-        self.worker = ScriptedWorker(random.Random(number + 200))
-        self.settle, settlements = trio.open_memory_channel[Settlement](8)
-        self.ctx = SubnetContext(
-            identity=self.key,
-            subnet_id=SUBNET,
-            genesis=chain.genesis,
-            dht=self.dht,
-            rpc=self.rpc,
-            chain=chain,
-            epochs=self.epochs,
-            content=self.content,
-            worker=self.worker,  # type: ignore[arg-type]
-            clock=world.clock,
-            rng=random.Random(number + 300),
-            data_dir=directory,
-            settlements=settlements,
-        )
-        self.scope = trio.CancelScope()
+    `config` makes this node's own settings from its data directory.
+    """
 
-    def _position(self) -> BlockPosition | None:
-        try:
-            at = self.epochs.position()
-        except ChainUnavailable:
-            return None
-        return BlockPosition(self.epochs.block().number, at.epoch, at.offset, at.length)
+    def __init__(self, subnet: Any, config: Callable[[Path], BaseModel] | None = None) -> None:
+        self._subnet = subnet
+        self._make = config
+        self.evidence: dict[int, Evidence] = {}
 
-    async def run(self, bootstrap: list[PeerInfo], *, task_status: trio.TaskStatus[None]) -> None:
-        with self.scope:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.chain.run)
-                await nursery.start(self.epochs.run)
-                await nursery.start(self.net.run)
-                await nursery.start(self.rpc.run)
-                await nursery.start(self.dht.run, bootstrap)
-                self.rpc.serve(self.content.servicer())
-                for servicer in self.subnet.servicers(self.ctx, self.config):
-                    self.rpc.serve(servicer)
-                await nursery.start(self.subnet.run, self.ctx, self.config)
-                task_status.started()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subnet, name)
+
+    def _settings(self, ctx: SubnetContext, config: Any) -> Any:
+        return config if self._make is None else self._make(ctx.data_dir)
+
+    def servicers(self, ctx: SubnetContext, config: Any) -> Any:
+        self.ctx = ctx
+        return self._subnet.servicers(ctx, self._settings(ctx, config))
+
+    async def run(self, ctx: SubnetContext, config: Any, *, task_status: trio.TaskStatus[None]) -> None:
+        await self._subnet.run(ctx, self._settings(ctx, config), task_status=task_status)
+
+    def score(self, evidence: Evidence) -> Any:
+        self.evidence[evidence.epoch] = evidence
+        return self._subnet.score(evidence)
 
 
-class World:
-    """A subnet of validators, active from the start."""
+def watch(*subnets: Any, config: Callable[[Path], BaseModel] | None = None) -> dict[int, Any]:
+    """Node id -> its subnet, watched."""
+    return {number: Watched(subnet, config) for number, subnet in enumerate(subnets, start=1)}
 
-    def __init__(
-        self,
-        subnets: Sequence[Any],
-        directory: Path,
-        seed: int = 1,
-        config: Callable[[Path], BaseModel] = optimization_config,
-    ) -> None:
-        self.config = config
-        self.sim = SimNetwork(seed=seed, latency_s=0.05)
-        self.clock = SimClock(WALL0)
-        self.ledger = Ledger(seed=seed, epoch_length=LENGTH)
-        info = SubnetInfo(SUBNET, 1, "sim", SubnetState.ACTIVE, 0, SLOT, b"\0" * 20, 0, 10**30)
-        self.ledger.subnets[SUBNET] = _Subnet(info, {})
-        self.nodes: list[SimulatedNode] = []
-        for number, subnet in enumerate(subnets, start=1):
-            node = SimulatedNode(self, number, subnet, directory / str(number))
-            self.nodes.append(node)
-            self.ledger.subnets[SUBNET].nodes[number] = SubnetNode(
-                node_id=number,
-                coldkey=bytes([number]) * 20,
-                hotkey=bytes([100 + number]) * 20,
-                peer_id=node.key.peer_id,
-                bootnode_peer_id=None,
-                client_peer_id=None,
-                node_class=NodeClass.VALIDATOR,
-                start_epoch=0,
-                stake_planck=10**20,
-                reputation=10**18,
-            )
 
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Run all nodes; the first one is everybody's bootstrap."""
-        self.ledger.new_block()
-        for node in self.nodes:
-            await nursery.start(node.run, [self.nodes[0].net.local] if node is not self.nodes[0] else [])
-
-    async def evidence(self, epoch: int) -> Evidence:
-        """What all living nodes agree on, as the consensus would find it: records that f + 1 of them hold."""
-        epochs = self.nodes[0].epochs
-        snapshot, draw_hash = await epochs.snapshot(epoch), await epochs.draw_hash(epoch)
-        held: dict[bytes, tuple[int, Record]] = {}
-        for node in self.nodes:
-            for key in node.subnet.evidence_keys(epoch):
-                for record in node.dht.local(key):
-                    held[record.digest] = (held.get(record.digest, (0, record))[0] + 1, record)
-        needed = (len(self.nodes) - 1) // 3 + 1
-        records = tuple(record for _, (count, record) in sorted(held.items()) if count >= needed)
-        return Evidence(epoch, SUBNET, self.nodes[0].chain.genesis, snapshot, draw_hash, records)
+def scripted(number: int) -> ScriptedWorker:
+    """The worker of a node."""
+    return ScriptedWorker(random.Random(number + 200))

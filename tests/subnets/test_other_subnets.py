@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from pydantic import BaseModel
 
 from mesh import mock
 from mesh.chain.types import ONE
-from mesh.errors import RecordRejected, RemoteFailure
+from mesh.errors import ConfigError, RecordRejected, RemoteFailure
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition
-from mesh.subnet import Evidence, Settlement
-from mesh.testing.simulation import run_sim
+from mesh.testing.village import SimResult, Village, simulate
 from subnets.evaluation import records as er
 from subnets.evaluation.config import EvaluationConfig
 from subnets.evaluation.score import evaluated
@@ -31,7 +29,7 @@ from subnets.inference.node import InferenceSubnet
 from subnets.inference.score import score as inference_score
 from subnets.inference.service import InferenceServicer, ModelRequest
 from tests.subnets.evidence import DRAW, EPOCH, GENESIS, SUBNET, Case, peer_key, snapshot_of
-from tests.subnets.simulated import World
+from tests.subnets.simulated import scripted, watch
 
 # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -154,47 +152,46 @@ def test_a_heartbeat_is_stored_in_its_window_only() -> None:
 # --- whole epochs -------------------------------------------------------------------------------------------
 
 
-def simulate(
-    subnet: Callable[[], Any],
-    config: Callable[[Path], BaseModel],
-    directory: Path,
-    main: Callable[[World], Awaitable[None]],
-) -> None:
-    async def run() -> None:
-        world = World([subnet() for _ in range(4)], directory, config=config)
-        async with trio.open_nursery() as nursery:
-            await world.start(nursery)
-            await main(world)
-            nursery.cancel_scope.cancel()
-
-    run_sim(run, seed=1)
-
-
-async def evidence_of(world: World, epoch: int) -> Evidence:
-    await world.nodes[0].epochs.wait_until(epoch, 19)
-    return await world.evidence(epoch)
+def run(
+    nodes: dict[int, Any],
+    config: BaseModel,
+    meanwhile: Callable[[Village], Awaitable[None]],
+    *,
+    epochs: int = 1,
+) -> SimResult:
+    return simulate(
+        nodes[1],
+        nodes=len(nodes),
+        epochs=epochs,
+        seed=1,
+        config=config,
+        liars=nodes,
+        worker=scripted,
+        meanwhile=meanwhile,
+    )
 
 
-def test_a_model_sent_by_a_client_is_judged_and_its_worth_told(tmp_path: Path) -> None:
-    async def main(world: World) -> None:
-        first = world.nodes[0].rpc.stub(EvaluationServicer, world.nodes[1].key.peer_id)
+def test_a_model_sent_by_a_client_is_judged_and_its_worth_told() -> None:
+    nodes = watch(*(EvaluationSubnet() for _ in range(4)))
+
+    async def ask(village: Village) -> None:
+        rpc = nodes[1].ctx.rpc
+        first = rpc.stub(EvaluationServicer, village.peer(2))
         data = b"a model of many bytes"
         taken = await first.request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=data))
         assert taken.model == hashlib.sha256(data).digest()
         with pytest.raises(RemoteFailure, match="no settled finding"):
             await first.result(ResultRequest(model=taken.model))
-        evidence = await evidence_of(world, 0)
+        await village.reach(village.first_epoch + 1, 10)
+        evidence = nodes[1].evidence[village.first_epoch]
         (one,) = evaluated(evidence)
         seed = er.seed_of(evidence.draw_hash, one.request_id)
         assert one.finding.median == (seed + data[0]) % 1_000_000
-        assert {s.node_id for s in evaluation_score(evidence)} == {1, 3, 4}  # all but the owner of the request
-        world.nodes[2].settle.send_nowait(Settlement(evidence, evaluation_score(evidence)))
-        await trio.sleep(1)
-        other = world.nodes[0].rpc.stub(EvaluationServicer, world.nodes[2].key.peer_id)
-        told = await other.result(ResultRequest(model=taken.model))
-        assert (told.ppm, told.agreed, told.epoch) == (one.finding.median, 3, 0)
+        told = await rpc.stub(EvaluationServicer, village.peer(3)).result(ResultRequest(model=taken.model))
+        assert (told.ppm, told.agreed, told.epoch) == (one.finding.median, 3, village.first_epoch)
 
-    simulate(EvaluationSubnet, lambda d: EvaluationConfig(pool=d), tmp_path, main)
+    result = run(nodes, EvaluationConfig(), ask)
+    assert result.earned() == {1, 3, 4}  # all but the owner of the request
 
 
 def test_nodes_that_serve_one_model_are_paid_and_the_odd_one_is_not(tmp_path: Path) -> None:
@@ -203,24 +200,30 @@ def test_nodes_that_serve_one_model_are_paid_and_the_odd_one_is_not(tmp_path: Pa
         file.write_bytes(b"another model" if directory.name == "4" else b"the model")
         return InferenceConfig(model=file, width=16)
 
-    async def main(world: World) -> None:
-        stub = world.nodes[0].rpc.stub(InferenceServicer, world.nodes[1].key.peer_id)
+    nodes = watch(*(InferenceSubnet() for _ in range(4)), config=config)
+
+    async def ask(village: Village) -> None:
+        stub = nodes[1].ctx.rpc.stub(InferenceServicer, village.peer(2))
         assert (await stub.model(ModelRequest())).model == hashlib.sha256(b"the model").digest()
-        evidence = await evidence_of(world, 0)
-        assert {s.node_id for s in inference_score(evidence)} == {1, 2, 3}
 
-    simulate(InferenceSubnet, config, tmp_path, main)
+    assert run(nodes, InferenceConfig(model=tmp_path, width=16), ask).earned() == {1, 2, 3}
 
 
-def test_mock_nodes_keep_their_heartbeat(tmp_path: Path) -> None:
-    async def main(world: World) -> None:
-        world.nodes[3].scope.cancel()
-        stub = world.nodes[0].rpc.stub(mock.MockServicer, world.nodes[1].key.peer_id)
-        evidence = await evidence_of(world, 0)
-        assert [s.node_id for s in mock.subnet.score(evidence)] == [1, 2, 3]
-        assert (await stub.alive(mock.AliveRequest())).heartbeats == 2
+def test_mock_nodes_keep_their_heartbeat() -> None:
+    nodes = watch(*(mock.MockSubnet() for _ in range(4)))
 
-    simulate(mock.MockSubnet, lambda d: mock.MockConfig(), tmp_path, main)
+    async def look(village: Village) -> None:
+        await village.kill(4)
+        await village.reach(village.first_epoch, 19)
+        stub = nodes[1].ctx.rpc.stub(mock.MockServicer, village.peer(2))
+        assert (await stub.alive(mock.AliveRequest())).heartbeats >= 2
+
+    assert run(nodes, mock.MockConfig(), look).earned() == {1, 2, 3}
+
+
+def test_a_subnet_with_jobs_is_not_simulated_without_a_worker() -> None:
+    with pytest.raises(ConfigError, match="worker"):
+        simulate(EvaluationSubnet())
 
 
 def test_the_draw_decides_the_questions() -> None:
