@@ -21,7 +21,7 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from mesh.config import DEFAULT_CHAIN_URL
-from mesh.errors import ConfigError, ExtrinsicFailed, ExtrinsicInvalid, KeyFileError, MeshError
+from mesh.errors import ConfigError, ExtrinsicFailed, ExtrinsicInvalid, KeyFileError, MeshError, WorkerError
 from mesh.identity import AccountKey, load_account_key
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BaseException as error:
         cause = single_cause(error)
-        if debug or not isinstance(cause, MeshError | ValidationError):
+        if debug or not isinstance(cause, MeshError | ValidationError | ModuleNotFoundError):
             raise
         print(f"error: {sentence(cause)}", file=sys.stderr)
         sys.exit(1)
@@ -105,6 +105,10 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, ExtrinsicFailed):
         hint = HINTS.get(error.name)
         return f"the chain refused it ({error}){': ' + hint if hint else ''}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name!r} is not installed: pip install 'mesh-subnets[subnets]'"
+    if isinstance(error, WorkerError) and "ModuleNotFoundError" in str(error):
+        return f"{error}: pip install 'mesh-subnets[subnets]'"
     if isinstance(error, ExtrinsicInvalid) and "pay" in error.reason.lower():
         return f"{error}: the signing account cannot pay the fee, send it TENSOR first"
     if isinstance(error, ValidationError):

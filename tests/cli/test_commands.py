@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mesh.cli.app import build
-from mesh.cli.common import load_dotenv, normalized, planck, run_app, single_cause
+from mesh.cli.common import load_dotenv, normalized, planck, run_app, sentence, single_cause
 from mesh.cli.register import share
 from mesh.config import NodeConfig, usable_maddrs
-from mesh.errors import ConfigError, DialFailed
+from mesh.errors import ConfigError, DialFailed, WorkerError
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,12 @@ def test_config_names_the_field_and_its_range(tmp_path: Path) -> None:
         NodeConfig(identity_path=tmp_path, data_dir=tmp_path, subnet_id=0)
     with pytest.raises(ValueError, match="colour"):
         NodeConfig(identity_path=tmp_path, data_dir=tmp_path, colour="red")
+
+
+def test_a_missing_extra_is_named() -> None:
+    assert "mesh-subnets[subnets]" in sentence(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    said = sentence(WorkerError("the worker cannot load its jobs: ModuleNotFoundError: No module named 'torch'"))
+    assert "mesh-subnets[subnets]" in said
 
 
 def test_the_one_cause_comes_out_of_nested_groups() -> None:
