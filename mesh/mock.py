@@ -21,7 +21,7 @@ from mesh.chain.types import ONE, Score
 from mesh.consensus.during import During
 from mesh.errors import MeshError, RecordRejected
 from mesh.kad.record import Record
-from mesh.kad.validator import BlockPosition, NamespaceRule, pack_value
+from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.peer import PeerID
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Evidence, SubnetContext
@@ -124,24 +124,19 @@ class MockSubnet:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         task_status.started()
-        epoch = ctx.epochs.position().epoch
-        while True:
+        async for epoch in ctx.epochs.each():
             for subkey, at in ((EARLY, ctx.epochs.windows.claim_commit), (LATE, ctx.epochs.windows.vote_reveal)):
                 await ctx.epochs.wait_until(epoch, at.first)
-                position = ctx.epochs.position()
-                if position.epoch == epoch and position.offset in at:
+                if ctx.epochs.is_by(epoch, at.last):
                     await self._beat(ctx, config, epoch, subkey)
-            epoch = max(epoch + 1, ctx.epochs.position().epoch)
 
     async def _beat(self, ctx: SubnetContext, config: MockConfig, epoch: int, subkey: bytes) -> None:
         """Store one heartbeat at every validator; a missed one is missed, the next is tried."""
         try:
-            snapshot = await ctx.epochs.snapshot(epoch)
-            if snapshot.by_peer(ctx.identity.peer_id) is None:
+            if (await ctx.epochs.snapshot(epoch)).by_peer(ctx.identity.peer_id) is None:
                 return
-            value = pack_value(Heartbeat(block=ctx.epochs.block().number))
-            holders = [node.peer_id for node in snapshot.validators(epoch)]
-            await ctx.dht.put(_key(epoch), value, subkey=subkey, ttl_s=config.record_ttl_s, peers=holders)
+            beat = Heartbeat(block=ctx.epochs.block().number)
+            await ctx.put_evidence(epoch, _key(epoch), beat, subkey=subkey, ttl_s=config.record_ttl_s)
             self.heartbeats += 1
         except MeshError as error:
             log.warning("epoch %d: a heartbeat was missed: %s", epoch, error)

@@ -87,7 +87,7 @@ class SubnetContext:
         goes to the closest nodes.
         """
         snapshot = await self.epochs.snapshot(epoch)
-        validators = [node.peer_id for node in snapshot.validators(epoch)]
+        validators = snapshot.validator_peers(epoch)
         return await self.dht.put(key, pack_value(value), subkey=subkey, ttl_s=ttl_s, peers=validators or None)
 
 

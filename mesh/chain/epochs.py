@@ -93,12 +93,18 @@ class Epochs:
                     return
             await moved.wait()
 
+    def is_by(self, epoch: int, offset: int) -> bool:
+        """Whether the best block is not past this offset of this epoch."""
+        here = self.position()
+        return (here.epoch, here.offset) <= (epoch, offset)
+
     async def each(self) -> AsyncIterator[int]:
-        """The epoch that runs now, then every new one as it begins."""
+        """The epoch that runs now, then every new one as it begins, from the slot block on. Epochs that pass while the
+        caller is busy with one are left out."""
         epoch = -1
         while True:
             moved = self._moved
-            if self._head is not None and (now := self.position().epoch) > epoch:
+            if self._head is not None and self._head.number >= self.slot and (now := self.position().epoch) > epoch:
                 epoch = now
                 yield epoch
             else:
@@ -116,7 +122,11 @@ class Epochs:
                 self._snapshots.popitem(last=False)
             return found
         kept = self._snapshots[epoch]
-        if await self._chain.block_hash(kept.block.number) != kept.block.hash:  # retracted meanwhile
+        try:
+            digest = await self._chain.block_hash(kept.block.number)
+        except ChainUnavailable:
+            return kept  # nobody says that it was retracted
+        if digest != kept.block.hash:  # retracted meanwhile
             del self._snapshots[epoch]
             return await self.snapshot(epoch)
         return kept

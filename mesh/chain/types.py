@@ -93,6 +93,10 @@ class Snapshot:
         """Nodes of class Validator in subnet epoch `epoch`."""
         return tuple(n for n in self.nodes if n.node_class is NodeClass.VALIDATOR and n.start_epoch <= epoch)
 
+    def validator_peers(self, epoch: int) -> tuple[PeerID, ...]:
+        """Their peer ids."""
+        return tuple(node.peer_id for node in self.validators(epoch))
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

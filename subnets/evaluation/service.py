@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mesh.chain.types import Score, Snapshot
 from mesh.consensus.quorum import SALT_BYTES, quorum
 from mesh.errors import MeshError, RemoteFailure
-from mesh.kad.validator import NamespaceRule, pack_value, unpack_value
+from mesh.kad.validator import NamespaceRule, unpack_value
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Evidence, SubnetContext
 from mesh.worker import Priority
@@ -186,28 +186,25 @@ class _Node:
 
     async def _epochs(self) -> None:
         epochs = self._ctx.epochs
-        epoch = epochs.position().epoch
-        while True:
-            await epochs.wait_until(epoch, 0)
+        async for epoch in epochs.each():
             try:
                 snapshot = await epochs.snapshot(epoch)
                 if snapshot.by_peer(self._me) is not None:
-                    await self._ask(epoch, snapshot)
-                    if any(node.peer_id == self._me for node in snapshot.validators(epoch)):
+                    await self._ask(epoch)
+                    if self._me in snapshot.validator_peers(epoch):
                         await self._vote(epoch, snapshot)
             except MeshError as error:
                 log.warning("epoch %d: %s", epoch, error)
-            epoch = max(epoch + 1, epochs.position().epoch)
 
-    async def _ask(self, epoch: int, snapshot: Snapshot) -> None:
+    async def _ask(self, epoch: int) -> None:
         """Publish what waits, as many as one owner may."""
         when = self._ctx.epochs.windows.claim_commit
         await self._ctx.epochs.wait_until(epoch, max(when.first, when.last - _ASK_EARLY_BLOCKS))
         for _ in range(REQUESTS_PER_OWNER):
-            if not self._queue or not self._is_before(epoch, when.last):
+            if not self._queue or not self._ctx.epochs.is_by(epoch, when.last):
                 return
             request = self._queue.popleft()
-            await self._put(REQUEST, epoch, snapshot, request, request.model)
+            await self._put(REQUEST, epoch, request, request.model)
 
     async def _vote(self, epoch: int, snapshot: Snapshot) -> None:
         """Judge what this node is drawn for; commit, then reveal. Votes live in memory: a restart in between loses
@@ -217,7 +214,7 @@ class _Node:
         draw_hash = await epochs.draw_hash(epoch)
         votes: dict[bytes, Vote] = {}
         for record in self._ctx.dht.local(key(REQUEST, epoch)):
-            if not self._is_before(epoch, when.vote_commit.last):
+            if not epochs.is_by(epoch, when.vote_commit.last):
                 break
             if snapshot.by_peer(record.owner) is None:
                 continue
@@ -255,21 +252,13 @@ class _Node:
             commit = vote_commitment(
                 self._ctx.genesis, self._ctx.subnet_id, epoch=epoch, owner=self._me, request=name, vote=vote
             )
-            await self._put(VOTE_COMMIT, epoch, snapshot, Commit(commitment=commit), name)
+            await self._put(VOTE_COMMIT, epoch, Commit(commitment=commit), name)
         await epochs.wait_until(epoch, when.vote_reveal.first)
         for name, vote in votes.items():
-            if self._is_before(epoch, when.vote_reveal.last):
-                await self._put(VOTE, epoch, snapshot, vote, name)
+            if epochs.is_by(epoch, when.vote_reveal.last):
+                await self._put(VOTE, epoch, vote, name)
 
-    async def _put(self, namespace: str, epoch: int, snapshot: Snapshot, value: BaseModel, subkey: bytes) -> None:
-        await self._ctx.dht.put(
-            key(namespace, epoch),
-            pack_value(value),
-            subkey=subkey,
-            ttl_s=self._config.record_ttl_s,
-            peers=[node.peer_id for node in snapshot.validators(epoch)],
+    async def _put(self, namespace: str, epoch: int, value: BaseModel, subkey: bytes) -> None:
+        await self._ctx.put_evidence(
+            epoch, key(namespace, epoch), value, subkey=subkey, ttl_s=self._config.record_ttl_s
         )
-
-    def _is_before(self, epoch: int, last: int) -> bool:
-        position = self._ctx.epochs.position()
-        return (position.epoch, position.offset) <= (epoch, last)

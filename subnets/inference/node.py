@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Final
 import trio
 from pydantic import BaseModel
 
-from mesh.chain.types import Score, Snapshot
+from mesh.chain.types import Score
 from mesh.consensus.quorum import SALT_BYTES
 from mesh.errors import ConfigError, MeshError, ModelRejected
-from mesh.kad.validator import NamespaceRule, pack_value
+from mesh.kad.validator import NamespaceRule
 from mesh.rpc.servicer import Servicer
 from mesh.subnet import Evidence, SubnetContext
 from mesh.worker import Priority
@@ -97,23 +97,17 @@ async def _load(ctx: SubnetContext, config: InferenceConfig) -> dict[str, Any]:
 
 async def _prove(ctx: SubnetContext, config: InferenceConfig, model: Mapping[str, Any]) -> None:
     """Answer every epoch's drawn inputs."""
-    epoch = ctx.epochs.position().epoch
-    while True:
-        await ctx.epochs.wait_until(epoch, 0)
+    async for epoch in ctx.epochs.each():
         try:
             snapshot = await ctx.epochs.snapshot(epoch)
-            if any(node.peer_id == ctx.identity.peer_id for node in snapshot.validators(epoch)):
-                await _answer(ctx, config, model, epoch, snapshot)
+            if ctx.identity.peer_id in snapshot.validator_peers(epoch):
+                await _answer(ctx, config, model, epoch)
         except MeshError as error:
             log.warning("epoch %d: %s", epoch, error)
-        epoch = max(epoch + 1, ctx.epochs.position().epoch)
 
 
-async def _answer(
-    ctx: SubnetContext, config: InferenceConfig, model: Mapping[str, Any], epoch: int, snapshot: Snapshot
-) -> None:
+async def _answer(ctx: SubnetContext, config: InferenceConfig, model: Mapping[str, Any], epoch: int) -> None:
     when = ctx.epochs.windows
-    holders = [node.peer_id for node in snapshot.validators(epoch)]
     await ctx.epochs.wait_until(epoch, when.vote_commit.first)
     seed = probe_seed(await ctx.epochs.draw_hash(epoch))
     found = await ctx.worker.call("probe", {**model, "seed": seed}, priority=Priority.VERIFY)
@@ -123,4 +117,4 @@ async def _answer(
     commit = answer_commitment(ctx.genesis, ctx.subnet_id, epoch=epoch, owner=ctx.identity.peer_id, answer=answer)
     for namespace, value, first in ((COMMIT, Commit(commitment=commit), 0), (PROBE, answer, when.vote_reveal.first)):
         await ctx.epochs.wait_until(epoch, first)
-        await ctx.dht.put(key(namespace, epoch), pack_value(value), ttl_s=config.record_ttl_s, peers=holders)
+        await ctx.put_evidence(epoch, key(namespace, epoch), value, ttl_s=config.record_ttl_s)

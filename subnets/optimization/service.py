@@ -20,7 +20,7 @@ from mesh.chain.types import Score, Snapshot
 from mesh.consensus.quorum import SALT_BYTES, quorum
 from mesh.errors import ContentNotFound, LocalProtocolError, MeshError, ModelRejected, RecordRejected, WorkerError
 from mesh.kad.record import Record
-from mesh.kad.validator import Model, NamespaceRule, pack_value, unpack_value
+from mesh.kad.validator import Model, NamespaceRule, unpack_value
 from mesh.peer import PeerID
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Evidence, Settlement, SubnetContext
@@ -306,15 +306,11 @@ class _Node:
     # -- epochs --
 
     async def _epochs(self) -> None:
-        epochs = self._ctx.epochs
-        epoch = epochs.position().epoch
-        while True:
-            await epochs.wait_until(epoch, 0)
+        async for epoch in self._ctx.epochs.each():
             try:
                 await self._epoch(epoch)
             except MeshError as error:
                 log.warning("epoch %d: %s", epoch, error)
-            epoch = max(epoch + 1, epochs.position().epoch)
 
     async def _epoch(self, epoch: int) -> None:
         snapshot = await self._ctx.epochs.snapshot(epoch)
@@ -326,36 +322,34 @@ class _Node:
         if self._state.epoch != epoch:
             self._save(epoch=epoch, claim=None, votes=[])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._contained, "claim", self._claim, epoch, snapshot)
-            if any(node.peer_id == self._me for node in snapshot.validators(epoch)):
-                nursery.start_soon(self._contained, "verification", self._verify, epoch, snapshot)
+            nursery.start_soon(self._contained, "claim", epoch, lambda: self._claim(epoch))
+            if self._me in snapshot.validator_peers(epoch):
+                nursery.start_soon(self._contained, "verification", epoch, lambda: self._verify(epoch, snapshot))
 
-    async def _contained(
-        self, what: str, part: Callable[[int, Snapshot], Awaitable[None]], epoch: int, snapshot: Snapshot
-    ) -> None:
+    async def _contained(self, what: str, epoch: int, part: Callable[[], Awaitable[None]]) -> None:
         """One part's failure leaves the other alone."""
         try:
-            await part(epoch, snapshot)
+            await part()
         except MeshError as error:
             log.warning("epoch %d, %s: %s", epoch, what, error)
 
-    async def _claim(self, epoch: int, snapshot: Snapshot) -> None:
+    async def _claim(self, epoch: int) -> None:
         epochs, when = self._ctx.epochs, self._ctx.epochs.windows
-        claim = self._state.claim or await self._commit(epoch, snapshot)
+        claim = self._state.claim or await self._commit(epoch)
         if claim is None:
             return
         await epochs.wait_until(epoch, when.reveal.first)
-        if not self._is_before(epoch, when.reveal.last):
+        if not epochs.is_by(epoch, when.reveal.last):
             return
-        await self._put(CLAIM, epoch, snapshot, claim)
-        await self._put(MIGRANT, epoch, snapshot, Migrant(candidate=claim.candidate, ppm=claim.claimed_ppm))
+        await self._put(CLAIM, epoch, claim)
+        await self._put(MIGRANT, epoch, Migrant(candidate=claim.candidate, ppm=claim.claimed_ppm))
 
-    async def _commit(self, epoch: int, snapshot: Snapshot) -> Claim | None:
+    async def _commit(self, epoch: int) -> Claim | None:
         """Choose a claim and commit to it; None when its window passed or there is nothing to claim."""
         epochs, when = self._ctx.epochs, self._ctx.epochs.windows.claim_commit
         # A third into the window: late enough to have searched on, early enough to train and reach all validators.
         await epochs.wait_until(epoch, when.first + (when.last - when.first) // 3)
-        if not self._is_before(epoch, when.last):
+        if not epochs.is_by(epoch, when.last):
             return None
         stated = self._restate(self._claimable())
         if stated is None:
@@ -369,7 +363,7 @@ class _Node:
             salt=self._salt(),
         )
         self._save(claim=claim)  # before the commit leaves: a restart must be able to reveal
-        await self._put(CLAIM_COMMIT, epoch, snapshot, Commit(commitment=self._claim_id(epoch, claim)))
+        await self._put(CLAIM_COMMIT, epoch, Commit(commitment=self._claim_id(epoch, claim)))
         log.info("epoch %d: committed a claim of %d ppm", epoch, claim.claimed_ppm)
         return claim
 
@@ -388,20 +382,19 @@ class _Node:
         epochs, when = self._ctx.epochs, self._ctx.epochs.windows
         await epochs.wait_until(epoch, when.reveal.first)
         draw_hash = await epochs.draw_hash(epoch)
-        while self._is_before(epoch, when.vote_commit.last):
+        while epochs.is_by(epoch, when.vote_commit.last):
             seen = self._ctx.dht.changes
             self._take_migrants(epoch)
             for owner, claim_id, claim in self._revealed(epoch, snapshot):
-                if self._is_before(epoch, when.vote_commit.last) and self._is_drawn(
-                    epoch, snapshot, owner, claim_id, draw_hash
-                ):
-                    await self._judge(epoch, snapshot, claim_id, claim, draw_hash)
+                drawn = self._is_drawn(epoch, snapshot, owner, claim_id, draw_hash)
+                if drawn and epochs.is_by(epoch, when.vote_commit.last):
+                    await self._judge(epoch, claim_id, claim, draw_hash)
             await self._until_news(seen)
         await epochs.wait_until(epoch, when.vote_reveal.first)
-        if not self._is_before(epoch, when.vote_reveal.last):
+        if not epochs.is_by(epoch, when.vote_reveal.last):
             return
         for pending in self._state.votes:
-            await self._put(VOTE, epoch, snapshot, pending.vote, subkey=pending.claim_id)
+            await self._put(VOTE, epoch, pending.vote, subkey=pending.claim_id)
 
     def _revealed(self, epoch: int, snapshot: Snapshot) -> list[tuple[PeerID, bytes, Claim]]:
         """Claims that match their commit and are not voted on yet, as this node holds them."""
@@ -430,7 +423,7 @@ class _Node:
         )
         return any(member.peer_id == self._me for member in members)
 
-    async def _judge(self, epoch: int, snapshot: Snapshot, claim_id: bytes, claim: Claim, draw_hash: bytes) -> None:
+    async def _judge(self, epoch: int, claim_id: bytes, claim: Claim, draw_hash: bytes) -> None:
         """Re-train a claim's candidate and the champion on the drawn splits, and commit to what came out."""
         incumbent = self._state.champion
         found = await self._worker(
@@ -452,7 +445,7 @@ class _Node:
         commit = vote_commitment(
             self._ctx.genesis, self._ctx.subnet_id, epoch=epoch, owner=self._me, claim_id=claim_id, vote=vote
         )
-        await self._put(VOTE_COMMIT, epoch, snapshot, Commit(commitment=commit), subkey=claim_id)
+        await self._put(VOTE_COMMIT, epoch, Commit(commitment=commit), subkey=claim_id)
 
     def _take_migrants(self, epoch: int) -> None:
         """Others' champions join the next generation of the island, where they are measured like any other."""
@@ -536,15 +529,10 @@ class _Node:
     async def _worker(self, job: str, args: dict[str, object], priority: Priority) -> dict[str, Any]:
         return await self._ctx.worker.call(job, {"pool": self._pool, **args}, priority=priority)
 
-    async def _put(
-        self, namespace: str, epoch: int, snapshot: Snapshot, value: BaseModel, *, subkey: bytes = b""
-    ) -> None:
+    async def _put(self, namespace: str, epoch: int, value: BaseModel, *, subkey: bytes = b"") -> None:
         """Store at every validator of the epoch, who will say in their inventories what they hold."""
-        validators = [node.peer_id for node in snapshot.validators(epoch)]
         ttl_s = self._config.migrant_ttl_s if namespace == MIGRANT else self._config.record_ttl_s
-        report = await self._ctx.dht.put(
-            key(namespace, epoch), pack_value(value), subkey=subkey, ttl_s=ttl_s, peers=validators
-        )
+        report = await self._ctx.put_evidence(epoch, key(namespace, epoch), value, subkey=subkey, ttl_s=ttl_s)
         for peer, reason in report.refused.items():
             log.info("epoch %d: %s refused our %s: %s", epoch, peer, namespace, reason)
 
@@ -558,11 +546,6 @@ class _Node:
 
     def _salt(self) -> bytes:
         return self._ctx.rng.randbytes(SALT_BYTES)
-
-    def _is_before(self, epoch: int, last: int) -> bool:
-        """Whether the best block is in `epoch`, at offset `last` at most."""
-        position = self._ctx.epochs.position()
-        return (position.epoch, position.offset) <= (epoch, last)
 
     async def _until_news(self, seen: int) -> None:
         """Wait for a new local record or a new block, whichever comes first."""
