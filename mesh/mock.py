@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.chain.types import ONE, Score
 from mesh.consensus.during import During
+from mesh.consensus.evidence import Value, epoch_key
 from mesh.errors import MeshError, RecordRejected
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, NamespaceRule
@@ -43,10 +44,8 @@ class MockConfig(BaseModel):
     record_ttl_s: float = Field(default=3600.0, gt=0, le=86_400, description="life of a heartbeat record")
 
 
-class Heartbeat(BaseModel):
+class Heartbeat(Value):
     """A sign of life. What matters is who signed it and when it was stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     block: int = Field(ge=0, le=2**63 - 1, description="the best block its owner saw")
 
@@ -111,7 +110,7 @@ class MockSubnet:
         ]
 
     def evidence_keys(self, epoch: int) -> Sequence[bytes]:
-        return [_key(epoch)]
+        return [epoch_key(NAMESPACE, epoch)]
 
     def servicers(self, ctx: SubnetContext, config: MockConfig) -> Sequence[Servicer]:
         return [MockServicer(lambda: self.heartbeats)]
@@ -136,7 +135,7 @@ class MockSubnet:
             if (await ctx.epochs.snapshot(epoch)).by_peer(ctx.identity.peer_id) is None:
                 return
             beat = Heartbeat(block=ctx.epochs.block().number)
-            await ctx.put_evidence(epoch, _key(epoch), beat, subkey=subkey, ttl_s=config.record_ttl_s)
+            await ctx.put_evidence(epoch, epoch_key(NAMESPACE, epoch), beat, subkey=subkey, ttl_s=config.record_ttl_s)
             self.heartbeats += 1
         except MeshError as error:
             log.warning("epoch %d: a heartbeat was missed: %s", epoch, error)
@@ -144,17 +143,13 @@ class MockSubnet:
     def score(self, evidence: Evidence) -> Sequence[Score]:
         seen: dict[PeerID, set[bytes]] = defaultdict(set)
         for record in evidence.records:
-            if record.key == _key(evidence.epoch) and not record.tombstone:
+            if record.key == epoch_key(NAMESPACE, evidence.epoch) and not record.tombstone:
                 seen[record.owner].add(record.subkey)
         return [
             Score(node.node_id, ONE)
             for node in sorted(evidence.snapshot.nodes, key=lambda node: node.node_id)
             if {EARLY, LATE} <= seen.get(node.peer_id, set())
         ]
-
-
-def _key(epoch: int) -> bytes:
-    return f"{NAMESPACE}/{epoch}".encode()
 
 
 subnet = MockSubnet()

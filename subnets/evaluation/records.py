@@ -13,10 +13,11 @@ import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mesh.consensus.during import During
-from mesh.consensus.quorum import SALT_BYTES, commitment
+from mesh.consensus.evidence import Commit, Digest, Salt, Value
+from mesh.consensus.quorum import commitment
 from mesh.errors import RecordRejected
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, NamespaceRule, pack_value
@@ -30,14 +31,8 @@ REQUESTS_PER_OWNER: Final = 4
 MAX_VOTES_PER_OWNER: Final = 256
 _MAX_VALUE_BYTES: Final = 512
 
-Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 
-
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Request(_Value):
+class Request(Value):
     """A model whose worth is asked for; its bytes are served by the record's owner under `model`."""
 
     architecture: Annotated[str, Field(max_length=32)]
@@ -45,22 +40,11 @@ class Request(_Value):
     model: Digest
 
 
-class Commit(_Value):
-    """A vote's commitment."""
-
-    commitment: Digest
-
-
-class Vote(_Value):
+class Vote(Value):
     """What a node measured."""
 
     ppm: Annotated[int, Field(ge=0, le=1_000_000)]
-    salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
-
-
-def key(namespace: str, epoch: int) -> bytes:
-    """`<namespace>/<epoch>`."""
-    return f"{namespace}/{epoch}".encode()
+    salt: Salt
 
 
 def request_id(epoch: int, owner: PeerID, request: Request) -> bytes:

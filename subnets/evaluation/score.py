@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.chain.types import ONE, Score
+from mesh.consensus.evidence import Commit, epoch_key, read_value
 from mesh.consensus.quorum import quorum
-from mesh.errors import RecordRejected
-from mesh.kad.record import Record
-from mesh.kad.validator import Model, unpack_value
 from mesh.peer import PeerID
 from mesh.subnet import Evidence
 from subnets.evaluation.records import (
@@ -18,10 +16,8 @@ from subnets.evaluation.records import (
     REQUESTS_PER_OWNER,
     VOTE,
     VOTE_COMMIT,
-    Commit,
     Request,
     Vote,
-    key,
     request_id,
     vote_commitment,
 )
@@ -68,13 +64,13 @@ def evaluated(evidence: Evidence) -> tuple[Evaluated, ...]:
             or (record.subnet_id, record.genesis) != (evidence.subnet_id, evidence.genesis)
         ):
             continue
-        if record.key == key(REQUEST, evidence.epoch):
-            if (request := _read(Request, record)) and request.model == record.subkey:
+        if record.key == epoch_key(REQUEST, evidence.epoch):
+            if (request := read_value(Request, record)) and request.model == record.subkey:
                 requests[owner][request_id(evidence.epoch, owner, request)] = request
-        elif record.key == key(VOTE_COMMIT, evidence.epoch):
-            if commit := _read(Commit, record):
+        elif record.key == epoch_key(VOTE_COMMIT, evidence.epoch):
+            if commit := read_value(Commit, record):
                 commits[owner, record.subkey].append(commit.commitment)
-        elif record.key == key(VOTE, evidence.epoch) and (vote := _read(Vote, record)):
+        elif record.key == epoch_key(VOTE, evidence.epoch) and (vote := read_value(Vote, record)):
             votes[owner, record.subkey].append(vote)
 
     def judge(owner: PeerID, name: bytes, request: Request) -> Evaluated:
@@ -110,10 +106,3 @@ def evaluated(evidence: Evidence) -> tuple[Evaluated, ...]:
         for name, request in sorted(owned.items())[:REQUESTS_PER_OWNER]
     ]
     return tuple(sorted(found, key=lambda one: one.request_id))
-
-
-def _read(model: type[Model], record: Record) -> Model | None:
-    try:
-        return unpack_value(model, record.value)
-    except RecordRejected:
-        return None

@@ -10,12 +10,13 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Final
+from typing import ClassVar, Final
 
 import trio
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.chain.types import Score, Snapshot
+from mesh.consensus.evidence import Commit, Digest, epoch_key
 from mesh.consensus.quorum import SALT_BYTES, quorum
 from mesh.errors import MeshError, RemoteFailure
 from mesh.kad.validator import NamespaceRule, unpack_value
@@ -28,21 +29,20 @@ from subnets.evaluation.records import (
     REQUESTS_PER_OWNER,
     VOTE,
     VOTE_COMMIT,
-    Commit,
     Request,
     Vote,
-    key,
     request_id,
     rules,
     seed_of,
     vote_commitment,
 )
 from subnets.evaluation.score import QUORUM_SIZE, SCORE_ID, evaluated, score
+from subnets.evaluation.votes import Ballot
+from subnets.inference.models import MAX_MODEL_BYTES
 
 log = logging.getLogger(__name__)
 
 PROTOCOL: Final = "/mesh/evaluation/1.0.0"
-MAX_MODEL_BYTES: Final = 64 * 1024
 _ASK_EARLY_BLOCKS: Final = 2
 
 
@@ -68,7 +68,7 @@ class EvaluateReply(_Message):
 class ResultRequest(_Message):
     """What was found about a model?"""
 
-    model: Annotated[bytes, Field(min_length=32, max_length=32)]
+    model: Digest
 
 
 class ResultReply(_Message):
@@ -121,7 +121,7 @@ class EvaluationSubnet:
         return rules(config.record_ttl_s)
 
     def evidence_keys(self, epoch: int) -> Sequence[bytes]:
-        return [key(namespace, epoch) for namespace in (REQUEST, VOTE_COMMIT, VOTE)]
+        return [epoch_key(namespace, epoch) for namespace in (REQUEST, VOTE_COMMIT, VOTE)]
 
     def servicers(self, ctx: SubnetContext, config: EvaluationConfig) -> Sequence[Servicer]:
         return [EvaluationServicer(self._node(ctx, config))]
@@ -176,7 +176,7 @@ class _Node:
         async for settlement in self._ctx.settlements:
             for one in evaluated(settlement.evidence):
                 if one.finding.median is not None:
-                    agreed = sum(ballot.value == "agreed" for _, ballot in one.finding.ballots)
+                    agreed = sum(ballot is Ballot.AGREED for _, ballot in one.finding.ballots)
                     self.results[one.request.model] = ResultReply(
                         epoch=settlement.evidence.epoch, ppm=one.finding.median, agreed=agreed
                     )
@@ -213,7 +213,7 @@ class _Node:
         await epochs.wait_until(epoch, when.vote_commit.first)
         draw_hash = await epochs.draw_hash(epoch)
         votes: dict[bytes, Vote] = {}
-        for record in self._ctx.dht.local(key(REQUEST, epoch)):
+        for record in self._ctx.dht.local(epoch_key(REQUEST, epoch)):
             if not epochs.is_by(epoch, when.vote_commit.last):
                 break
             if snapshot.by_peer(record.owner) is None:
@@ -260,5 +260,5 @@ class _Node:
 
     async def _put(self, namespace: str, epoch: int, value: BaseModel, subkey: bytes) -> None:
         await self._ctx.put_evidence(
-            epoch, key(namespace, epoch), value, subkey=subkey, ttl_s=self._config.record_ttl_s
+            epoch, epoch_key(namespace, epoch), value, subkey=subkey, ttl_s=self._config.record_ttl_s
         )

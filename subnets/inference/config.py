@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from subnets.inference.models import ARCHITECTURE
+
 
 class BatchConfig(BaseModel):
     """How requests are put together for the worker."""
@@ -25,7 +27,7 @@ class InferenceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(description="the model's safetensors file")
-    architecture: str = Field(default="mlp-digits-1", max_length=32, description="its architecture, of the allow-list")
+    architecture: str = Field(default=ARCHITECTURE, max_length=32, description="its architecture, of the allow-list")
     width: int = Field(ge=1, le=4096, description="width of its hidden layer")
     record_ttl_s: float = Field(default=3600.0, gt=0, le=86_400, description="life of evidence records")
     batch: BatchConfig = BatchConfig()

@@ -18,17 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mesh.errors import ModelRejected
+from subnets.inference.models import ARCHITECTURE, MAX_MODEL_BYTES, PIXELS
 
 torch.set_num_threads(1)  # more threads than cores per node only fight each other, and one gives the same bits
 
 Tensors = dict[str, torch.Tensor]
 
-PIXELS: Final = 64
 CLASSES: Final = 10
 MIN_WIDTH: Final = 8
 MAX_WIDTH: Final = 128
-MAX_MODEL_BYTES: Final = 64 * 1024
-"""The widest model has 4 * (64*128 + 128 + 128*10 + 10) = 38,440 bytes and a header of a few hundred."""
 MAX_BATCH: Final = 4096
 _MIN_ROWS: Final = 4  # matrix products of 1 to 3 rows use other kernels and round differently: pad, so that the
 # answer does not depend on who else was in the batch
@@ -45,7 +43,7 @@ def mlp_digits_forward(model: Mapping[str, torch.Tensor], x: torch.Tensor) -> to
     return F.linear(F.relu(F.linear(x, model["w1"], model["b1"])), model["w2"], model["b2"])
 
 
-ARCHITECTURES: Final[Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]]] = {"mlp-digits-1": mlp_digits_shapes}
+ARCHITECTURES: Final[Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]]] = {ARCHITECTURE: mlp_digits_shapes}
 
 
 def dump_model(tensors: Tensors) -> bytes:

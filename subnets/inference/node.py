@@ -6,12 +6,13 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import trio
 from pydantic import BaseModel
 
 from mesh.chain.types import Score
+from mesh.consensus.evidence import Commit, epoch_key
 from mesh.consensus.quorum import SALT_BYTES
 from mesh.errors import ConfigError, MeshError, ModelRejected
 from mesh.kad.validator import NamespaceRule
@@ -19,13 +20,12 @@ from mesh.rpc.servicer import Servicer
 from mesh.subnet import Evidence, SubnetContext
 from mesh.worker import Priority
 from subnets.inference.config import InferenceConfig
-from subnets.inference.records import COMMIT, PROBE, Answer, Commit, answer_commitment, key, probe_seed, rules
+from subnets.inference.models import MAX_MODEL_BYTES
+from subnets.inference.records import COMMIT, PROBE, Answer, answer_commitment, probe_seed, rules
 from subnets.inference.score import SCORE_ID, score
 from subnets.inference.service import Batcher, InferenceServicer, Served
 
 log = logging.getLogger(__name__)
-
-MAX_MODEL_BYTES: Final = 64 * 1024
 
 
 @dataclass
@@ -46,7 +46,7 @@ class InferenceSubnet:
         return rules(config.record_ttl_s)
 
     def evidence_keys(self, epoch: int) -> Sequence[bytes]:
-        return [key(COMMIT, epoch), key(PROBE, epoch)]
+        return [epoch_key(COMMIT, epoch), epoch_key(PROBE, epoch)]
 
     def servicers(self, ctx: SubnetContext, config: InferenceConfig) -> Sequence[Servicer]:
         return [InferenceServicer(self._batcher(ctx, config))]
@@ -117,4 +117,4 @@ async def _answer(ctx: SubnetContext, config: InferenceConfig, model: Mapping[st
     commit = answer_commitment(ctx.genesis, ctx.subnet_id, epoch=epoch, owner=ctx.identity.peer_id, answer=answer)
     for namespace, value, first in ((COMMIT, Commit(commitment=commit), 0), (PROBE, answer, when.vote_reveal.first)):
         await ctx.epochs.wait_until(epoch, first)
-        await ctx.put_evidence(epoch, key(namespace, epoch), value, ttl_s=config.record_ttl_s)
+        await ctx.put_evidence(epoch, epoch_key(namespace, epoch), value, ttl_s=config.record_ttl_s)

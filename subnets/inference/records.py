@@ -10,47 +10,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Final
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Final
 
 from mesh.consensus.during import During
-from mesh.consensus.quorum import SALT_BYTES, commitment
-from mesh.errors import RecordRejected
-from mesh.kad.record import Record
-from mesh.kad.validator import BlockPosition, NamespaceRule
+from mesh.consensus.evidence import Commit, Digest, Salt, Value, no_subkey
+from mesh.consensus.quorum import commitment
+from mesh.kad.validator import NamespaceRule
 from mesh.peer import PeerID
 
 COMMIT: Final = "infer-commit"
 PROBE: Final = "infer-probe"
 KIND: Final = "infer-probe/1"
 
-Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 
-
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Commit(_Value):
-    """An answer's commitment."""
-
-    commitment: Digest
-
-
-class Answer(_Value):
+class Answer(Value):
     """What a node's model says to the epoch's drawn inputs."""
 
     model: Digest
     """sha256 of its safetensors bytes."""
     labels: Digest
     """sha256 of the labels, one byte each."""
-    salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
-
-
-def key(namespace: str, epoch: int) -> bytes:
-    """`<namespace>/<epoch>`."""
-    return f"{namespace}/{epoch}".encode()
+    salt: Salt
 
 
 def answer_commitment(genesis: bytes, subnet_id: int, *, epoch: int, owner: PeerID, answer: Answer) -> bytes:
@@ -72,12 +52,6 @@ def probe_seed(draw_hash: bytes) -> int:
     return int.from_bytes(hashlib.sha256(b"mesh/infer/probe/1" + draw_hash).digest()[:8], "big") >> 1
 
 
-def require_no_subkey(record: Record, position: BlockPosition | None) -> None:
-    """One answer per node and epoch: a predicate."""
-    if record.subkey:
-        raise RecordRejected("subkey", f"{record.key!r} takes no subkey")
-
-
 def rules(max_ttl_s: float) -> Sequence[NamespaceRule]:
     """The namespaces, their schemas and windows."""
     return [
@@ -87,7 +61,7 @@ def rules(max_ttl_s: float) -> Sequence[NamespaceRule]:
             max_value_bytes=256,
             max_ttl_s=max_ttl_s,
             max_records_per_owner=1,
-            predicate=(require_no_subkey, during),
+            predicate=(no_subkey, during),
             is_evidence=True,
         )
         for namespace, schema, during in (

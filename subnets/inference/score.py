@@ -10,13 +10,11 @@ from collections import Counter, defaultdict
 from typing import Final
 
 from mesh.chain.types import ONE, Score
-from mesh.errors import RecordRejected
-from mesh.kad.record import Record
-from mesh.kad.validator import Model, unpack_value
+from mesh.consensus.evidence import Commit, epoch_key, read_value
 from mesh.peer import PeerID
 from mesh.subnet import Evidence
 from subnets.evaluation.votes import revealed
-from subnets.inference.records import COMMIT, PROBE, Answer, Commit, answer_commitment, key
+from subnets.inference.records import COMMIT, PROBE, Answer, answer_commitment
 
 SCORE_ID: Final = "inference/1.0.0"
 
@@ -29,10 +27,10 @@ def score(evidence: Evidence) -> tuple[Score, ...]:
     for record in evidence.records:
         if record.tombstone or (record.subnet_id, record.genesis) != (evidence.subnet_id, evidence.genesis):
             continue
-        if record.key == key(COMMIT, evidence.epoch):
-            if commit := _read(Commit, record):
+        if record.key == epoch_key(COMMIT, evidence.epoch):
+            if commit := read_value(Commit, record):
                 commits[record.owner].append(commit.commitment)
-        elif record.key == key(PROBE, evidence.epoch) and (answer := _read(Answer, record)):
+        elif record.key == epoch_key(PROBE, evidence.epoch) and (answer := read_value(Answer, record)):
             answers[record.owner].append(answer)
 
     said: dict[int, tuple[bytes, bytes]] = {}
@@ -49,10 +47,3 @@ def score(evidence: Evidence) -> tuple[Score, ...]:
             said[node.node_id] = (found.model, found.labels)
     right = [what for what, count in Counter(said.values()).items() if 2 * count > len(validators)]
     return tuple(Score(node_id, ONE) for node_id, what in sorted(said.items()) if what in right)
-
-
-def _read(model: type[Model], record: Record) -> Model | None:
-    try:
-        return unpack_value(model, record.value)
-    except RecordRejected:
-        return None

@@ -18,11 +18,11 @@ from mesh.errors import LocalProtocolError, MeshError, RemoteFailure, WorkerErro
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.worker import Compute, Priority
 from subnets.inference.config import BatchConfig
+from subnets.inference.models import PIXELS
 
 log = logging.getLogger(__name__)
 
 PROTOCOL: Final = "/mesh/inference/1.0.0"
-PIXELS: Final = 64
 MAX_REQUEST_ROWS: Final = 4096
 _FLOAT32: Final = 4
 

@@ -17,7 +17,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from subnets.inference.core import CLASSES, PIXELS, Tensors, labels, mlp_digits_forward
+from subnets.inference.core import CLASSES, Tensors, labels, mlp_digits_forward
+from subnets.inference.models import PIXELS
 from subnets.optimization.candidate import Candidate
 from subnets.optimization.data import POOL_FILE, read_arrays
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mesh.errors import ModelRejected
 from subnets.inference.core import dump_model, load_model
+from subnets.inference.models import ARCHITECTURE
 from subnets.optimization.candidate import DEFAULT, Candidate
 from subnets.optimization.core import (
     estimate,
@@ -23,8 +24,6 @@ from subnets.optimization.core import (
 )
 from subnets.optimization.data import POOL_FILE, prepare_pool
 from subnets.optimization.islands import Island
-
-ARCHITECTURE = "mlp-digits-1"
 
 _islands: dict[int, tuple[Island, list[int]]] = {}
 

@@ -17,11 +17,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mesh.chain.windows import BASE_LENGTH, SLACK_BLOCKS
 from mesh.consensus.during import During
-from mesh.consensus.quorum import SALT_BYTES, commitment
+from mesh.consensus.evidence import Commit, Digest, Salt, Value, no_subkey
+from mesh.consensus.quorum import commitment
 from mesh.errors import RecordRejected
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, NamespaceRule, Predicate, StoreWindow, pack_value
@@ -44,21 +45,9 @@ MAX_VOTES_PER_OWNER: Final = 256
 """Votes of one node in one epoch: one per claim, so this bounds the nodes of a subnet that can claim at once."""
 
 Ppm = Annotated[int, Field(ge=0, le=MILLION)]
-Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
-Salt = Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Commit(_Value):
-    """A claim's or vote's commitment."""
-
-    commitment: Digest
-
-
-class Claim(_Value):
+class Claim(Value):
     """What a node claims to have found: a candidate, the accuracy it measured, and the digest of the weights it
     would have served. The weights earn nothing by themselves."""
 
@@ -72,13 +61,13 @@ class Claim(_Value):
         return pack_value(_Stated(candidate=self.candidate, claimed_ppm=self.claimed_ppm, weights=self.weights))
 
 
-class _Stated(_Value):
+class _Stated(Value):
     candidate: Candidate
     claimed_ppm: Ppm
     weights: Digest
 
 
-class Champion(_Value):
+class Champion(Value):
     """A verified candidate that all serve. The default counts as champion of epoch 0, found by nobody."""
 
     candidate: Candidate
@@ -96,7 +85,7 @@ class Champion(_Value):
 DEFAULT_CHAMPION: Final = Champion(candidate=DEFAULT, epoch=0, claim_id=b"", owner=b"", weights=b"", ppm=0)
 
 
-class Vote(_Value):
+class Vote(Value):
     """A verifier's measurement of a claim's candidate and of the champion it would replace, on the drawn splits."""
 
     candidate_ppm: Ppm
@@ -111,22 +100,17 @@ class Vote(_Value):
         )
 
 
-class _Measured(_Value):
+class _Measured(Value):
     candidate_ppm: Ppm
     incumbent: Champion
     incumbent_ppm: Ppm
 
 
-class Migrant(_Value):
+class Migrant(Value):
     """A candidate for other islands to try. Unverified: whoever takes it measures it for himself."""
 
     candidate: Candidate
     ppm: Ppm
-
-
-def key(namespace: str, epoch: int) -> bytes:
-    """`<namespace>/<epoch>`."""
-    return f"{namespace}/{epoch}".encode()
 
 
 def claim_commitment(genesis: bytes, subnet_id: int, *, epoch: int, owner: PeerID, claim: Claim) -> bytes:
@@ -149,12 +133,6 @@ def verification_seed(draw_hash: bytes, claim_id: bytes) -> int:
     """Names the splits and initial weights of a claim's verification: unknown before the draw block, the same for
     all verifiers. 63 bits."""
     return int.from_bytes(hashlib.sha256(b"mesh/opt/verify/1" + draw_hash + claim_id).digest()[:8], "big") >> 1
-
-
-def require_no_subkey(record: Record, position: BlockPosition | None) -> None:
-    """One claim per owner and epoch: a predicate."""
-    if record.subkey:
-        raise RecordRejected("subkey", f"{record.key!r} takes no subkey")
 
 
 def require_claim_subkey(record: Record, position: BlockPosition | None) -> None:
@@ -185,9 +163,9 @@ def rules(*, max_ttl_s: float, migrant_ttl_s: float) -> Sequence[NamespaceRule]:
 
     commits = During("claim_commit")
     return (
-        rule(CLAIM_COMMIT, Commit, 1, max_ttl_s, require_no_subkey, commits),
-        rule(CLAIM, Claim, 1, max_ttl_s, require_no_subkey, During("reveal")),
+        rule(CLAIM_COMMIT, Commit, 1, max_ttl_s, no_subkey, commits),
+        rule(CLAIM, Claim, 1, max_ttl_s, no_subkey, During("reveal")),
         rule(VOTE_COMMIT, Commit, MAX_VOTES_PER_OWNER, max_ttl_s, require_claim_subkey, During("vote_commit")),
         rule(VOTE, Vote, MAX_VOTES_PER_OWNER, max_ttl_s, require_claim_subkey, During("vote_reveal")),
-        rule(MIGRANT, Migrant, 1, migrant_ttl_s, require_no_subkey, require_its_epoch),
+        rule(MIGRANT, Migrant, 1, migrant_ttl_s, no_subkey, require_its_epoch),
     )

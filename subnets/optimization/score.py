@@ -16,10 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mesh.chain.types import ONE, Score, SubnetNode
+from mesh.consensus.evidence import Commit, epoch_key, read_value
 from mesh.consensus.quorum import quorum
-from mesh.errors import RecordRejected
-from mesh.kad.record import Record
-from mesh.kad.validator import Model, unpack_value
 from mesh.peer import PeerID
 from mesh.subnet import Evidence
 from subnets.evaluation.votes import FAULTS, Ballot, Finding, decide, lower_median, revealed
@@ -32,10 +30,8 @@ from subnets.optimization.records import (
     VOTE_COMMIT,
     Champion,
     Claim,
-    Commit,
     Vote,
     claim_commitment,
-    key,
     vote_commitment,
 )
 
@@ -184,28 +180,21 @@ class _Book:
                 or record.owner not in nodes
             ):
                 continue
-            if record.key == key(CLAIM_COMMIT, evidence.epoch):
-                if commit := _read(Commit, record):
+            if record.key == epoch_key(CLAIM_COMMIT, evidence.epoch):
+                if commit := read_value(Commit, record):
                     self.claim_commits[record.owner].add(commit.commitment)
-            elif record.key == key(CLAIM, evidence.epoch):
-                if claim := _read(Claim, record):
+            elif record.key == epoch_key(CLAIM, evidence.epoch):
+                if claim := read_value(Claim, record):
                     self.claims[record.owner].append(claim)
-            elif record.key == key(VOTE_COMMIT, evidence.epoch):
-                if commit := _read(Commit, record):
+            elif record.key == epoch_key(VOTE_COMMIT, evidence.epoch):
+                if commit := read_value(Commit, record):
                     self.vote_commits[record.owner, record.subkey].add(commit.commitment)
-            elif record.key == key(VOTE, evidence.epoch) and (vote := _read(Vote, record)):
+            elif record.key == epoch_key(VOTE, evidence.epoch) and (vote := read_value(Vote, record)):
                 self.votes[record.owner, record.subkey].append(vote)
 
     def claimants(self) -> list[SubnetNode]:
         """Nodes that committed or revealed a claim."""
         return [node for peer, node in self.nodes.items() if peer in self.claim_commits or peer in self.claims]
-
-
-def _read(model: type[Model], record: Record) -> Model | None:
-    try:
-        return unpack_value(model, record.value)
-    except RecordRejected:
-        return None  # stores refuse these; evidence that holds one all the same is ignored by everybody alike
 
 
 def _judge(evidence: Evidence, book: _Book, node: SubnetNode) -> tuple[Verdict, dict[int, Vote]]:

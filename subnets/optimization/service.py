@@ -17,14 +17,16 @@ import trio
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.chain.types import Score, Snapshot
+from mesh.consensus.evidence import Commit, epoch_key, read_value
 from mesh.consensus.quorum import SALT_BYTES, quorum
-from mesh.errors import ContentNotFound, LocalProtocolError, MeshError, ModelRejected, RecordRejected, WorkerError
+from mesh.errors import ContentNotFound, LocalProtocolError, MeshError, ModelRejected, WorkerError
 from mesh.kad.record import Record
-from mesh.kad.validator import Model, NamespaceRule, unpack_value
+from mesh.kad.validator import NamespaceRule
 from mesh.peer import PeerID
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Evidence, Settlement, SubnetContext
 from mesh.worker import Priority
+from subnets.inference.models import ARCHITECTURE, MAX_MODEL_BYTES
 from subnets.inference.service import Batcher, InferenceServicer, Served
 from subnets.optimization.candidate import DEFAULT, Candidate
 from subnets.optimization.config import OptimizationConfig
@@ -37,11 +39,9 @@ from subnets.optimization.records import (
     VOTE_COMMIT,
     Champion,
     Claim,
-    Commit,
     Migrant,
     Vote,
     claim_commitment,
-    key,
     rules,
     verification_seed,
     vote_commitment,
@@ -52,8 +52,6 @@ from subnets.optimization.state import PendingVote, load_state, save_state
 log = logging.getLogger(__name__)
 
 PROTOCOL: Final = "/mesh/optimization/1.0.0"
-ARCHITECTURE: Final = "mlp-digits-1"
-MAX_MODEL_BYTES: Final = 64 * 1024
 STATE_FILE: Final = "optimization.msgpack"
 _RETRY_S: Final = 2.0
 _MAX_FOREIGN: Final = 1024
@@ -155,7 +153,7 @@ class OptimizationSubnet:
         return rules(max_ttl_s=config.record_ttl_s, migrant_ttl_s=config.migrant_ttl_s)
 
     def evidence_keys(self, epoch: int) -> Sequence[bytes]:
-        return [key(namespace, epoch) for namespace in EVIDENCE]
+        return [epoch_key(namespace, epoch) for namespace in EVIDENCE]
 
     def servicers(self, ctx: SubnetContext, config: OptimizationConfig) -> Sequence[Servicer]:
         node = self._node(ctx, config)
@@ -398,11 +396,11 @@ class _Node:
 
     def _revealed(self, epoch: int, snapshot: Snapshot) -> list[tuple[PeerID, bytes, Claim]]:
         """Claims that match their commit and are not voted on yet, as this node holds them."""
-        commits = {record.owner: _value(Commit, record) for record in self._local(CLAIM_COMMIT, epoch)}
+        commits = {record.owner: read_value(Commit, record) for record in self._local(CLAIM_COMMIT, epoch)}
         voted = {pending.claim_id for pending in self._state.votes}
         found = []
         for record in self._local(CLAIM, epoch):
-            claim, commit = _value(Claim, record), commits.get(record.owner)
+            claim, commit = read_value(Claim, record), commits.get(record.owner)
             if claim is None or commit is None or record.owner == self._me or not snapshot.by_peer(record.owner):
                 continue
             claim_id = self._claim_id(epoch, claim, record.owner)
@@ -450,7 +448,7 @@ class _Node:
     def _take_migrants(self, epoch: int) -> None:
         """Others' champions join the next generation of the island, where they are measured like any other."""
         for record in self._local(MIGRANT, epoch):
-            migrant = _value(Migrant, record)
+            migrant = read_value(Migrant, record)
             if migrant is None or record.owner == self._me or migrant.candidate.digest() in self._foreign:
                 continue
             self._remember_foreign(migrant.candidate)
@@ -532,12 +530,12 @@ class _Node:
     async def _put(self, namespace: str, epoch: int, value: BaseModel, *, subkey: bytes = b"") -> None:
         """Store at every validator of the epoch, who will say in their inventories what they hold."""
         ttl_s = self._config.migrant_ttl_s if namespace == MIGRANT else self._config.record_ttl_s
-        report = await self._ctx.put_evidence(epoch, key(namespace, epoch), value, subkey=subkey, ttl_s=ttl_s)
+        report = await self._ctx.put_evidence(epoch, epoch_key(namespace, epoch), value, subkey=subkey, ttl_s=ttl_s)
         for peer, reason in report.refused.items():
             log.info("epoch %d: %s refused our %s: %s", epoch, peer, namespace, reason)
 
     def _local(self, namespace: str, epoch: int) -> Sequence[Record]:
-        return self._ctx.dht.local(key(namespace, epoch))
+        return self._ctx.dht.local(epoch_key(namespace, epoch))
 
     def _claim_id(self, epoch: int, claim: Claim, owner: PeerID | None = None) -> bytes:
         return claim_commitment(
@@ -564,10 +562,3 @@ class _Node:
             save_state(self._state_path, self._state)
         except LocalProtocolError as error:
             log.error("%s: a restart would lose this epoch's claim and votes", error)
-
-
-def _value(model: type[Model], record: Record) -> Model | None:
-    try:
-        return unpack_value(model, record.value)
-    except RecordRejected:
-        return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from mesh.chain.types import BlockRef, NodeClass, Snapshot, SubnetNode
+from mesh.consensus.evidence import Commit, epoch_key
 from mesh.consensus.quorum import quorum
 from mesh.identity import PeerKey
 from mesh.kad.record import Record, sign_record
@@ -22,10 +23,8 @@ from subnets.optimization.records import (
     VOTE_COMMIT,
     Champion,
     Claim,
-    Commit,
     Vote,
     claim_commitment,
-    key,
     vote_commitment,
 )
 from subnets.optimization.score import QUORUM_SIZE
@@ -77,7 +76,7 @@ class Case:
         self.records.append(
             sign_record(
                 peer_key(node),
-                key(namespace, epoch),
+                epoch_key(namespace, epoch),
                 raw,
                 subkey=subkey,
                 expiry_ms=2**41,

@@ -10,6 +10,7 @@ import pytest
 from mesh.chain.types import ONE
 from mesh.chain.windows import Windows
 from mesh.consensus.during import bounds
+from mesh.consensus.evidence import Commit, epoch_key
 from mesh.identity import PeerKey
 from mesh.kad.record import sign_record
 from subnets.evaluation.votes import Ballot, decide, lower_median
@@ -21,8 +22,6 @@ from subnets.optimization.records import (
     VOTE,
     VOTE_COMMIT,
     Champion,
-    Commit,
-    key,
 )
 from subnets.optimization.score import (
     CLAIM_PPM,
@@ -371,11 +370,11 @@ def test_records_of_strangers_other_epochs_other_chains_and_garbage_change_nothi
         case.add(node, namespace, value)
     case.add(2, CLAIM, case.claim(2, 999_000), epoch=EPOCH + 1)
     foreign = sign_record(
-        peer_key(3), key(CLAIM, EPOCH), b"", expiry_ms=2**41, seq=1, subnet_id=SUBNET + 1, genesis=GENESIS
+        peer_key(3), epoch_key(CLAIM, EPOCH), b"", expiry_ms=2**41, seq=1, subnet_id=SUBNET + 1, genesis=GENESIS
     )
     tombstone = sign_record(
         peer_key(1),
-        key(CLAIM, EPOCH),
+        epoch_key(CLAIM, EPOCH),
         b"",
         expiry_ms=2**41,
         seq=2**40,

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from mesh import mock
 from mesh.chain.types import ONE
+from mesh.consensus.evidence import Commit, epoch_key
 from mesh.errors import ConfigError, RecordRejected, RemoteFailure
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition
@@ -48,7 +49,7 @@ def evaluation_case(values: Sequence[int | None]) -> tuple[Case, list[int]]:
         commit = er.vote_commitment(
             GENESIS, SUBNET, epoch=EPOCH, owner=peer_key(member).peer_id, request=name, vote=vote
         )
-        case.add(member, er.VOTE_COMMIT, er.Commit(commitment=commit), subkey=name)
+        case.add(member, er.VOTE_COMMIT, Commit(commitment=commit), subkey=name)
         if value is not None:
             case.add(member, er.VOTE, vote, subkey=name)
     return case, members
@@ -72,8 +73,8 @@ def test_evaluation_without_a_majority_finds_nothing() -> None:
 def test_an_evaluation_vote_copied_from_another_does_not_count() -> None:
     case, members = evaluation_case([900_000, 900_000])
     name = er.request_id(EPOCH, peer_key(1).peer_id, REQUEST)
-    stolen = next(r for r in case.records if r.key == er.key(er.VOTE, EPOCH))
-    commit = next(r for r in case.records if r.key == er.key(er.VOTE_COMMIT, EPOCH))
+    stolen = next(r for r in case.records if r.key == epoch_key(er.VOTE, EPOCH))
+    commit = next(r for r in case.records if r.key == epoch_key(er.VOTE_COMMIT, EPOCH))
     case.add(members[2], er.VOTE_COMMIT, commit.value, subkey=name)
     case.add(members[2], er.VOTE, stolen.value, subkey=name)
     (one,) = evaluated(case.evidence())
@@ -95,7 +96,7 @@ def answered(case: Case, node: int, model: bytes, labels: bytes, *, commit: bool
     answer = ir.Answer(model=model, labels=labels, salt=bytes([node]) * 32)
     if commit:
         digest = ir.answer_commitment(GENESIS, SUBNET, epoch=EPOCH, owner=peer_key(node).peer_id, answer=answer)
-        case.add(node, ir.COMMIT, ir.Commit(commitment=digest))
+        case.add(node, ir.COMMIT, Commit(commitment=digest))
     case.add(node, ir.PROBE, answer)
     return answer
 

@@ -12,10 +12,11 @@ import trio
 
 from mesh.errors import ModelRejected, RemoteFailure
 from mesh.worker import Priority, Worker
+from subnets.inference.models import ARCHITECTURE
 from subnets.inference.service import Batcher, Served, predict_request
 from subnets.optimization.candidate import DEFAULT
 from subnets.optimization.score import TOLERANCE_PPM
-from subnets.optimization.service import ARCHITECTURE, OptimizationSubnet
+from subnets.optimization.service import OptimizationSubnet
 
 GOOD = DEFAULT.model_copy(update={"lr_micro": 20_000, "batch": 128})
 
