@@ -20,6 +20,7 @@ from mesh.consensus.evidence import Commit, Digest, epoch_key
 from mesh.consensus.quorum import SALT_BYTES, quorum
 from mesh.errors import MeshError, RemoteFailure
 from mesh.kad.validator import NamespaceRule, unpack_value
+from mesh.peer import PeerID
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Evidence, SubnetContext
 from mesh.worker import Priority
@@ -115,7 +116,8 @@ class EvaluationSubnet:
 
     name: str = "evaluation"
     score_id: str = SCORE_ID
-    _nodes: dict[int, _Node] = field(default_factory=dict, init=False, repr=False)
+    _nodes: dict[PeerID, _Node] = field(default_factory=dict, init=False, repr=False)
+    """Made by `servicers`, taken by `run`; one that never ran gives way to the next of its identity."""
 
     def rules(self, config: EvaluationConfig) -> Sequence[NamespaceRule]:
         return rules(config.record_ttl_s)
@@ -124,7 +126,8 @@ class EvaluationSubnet:
         return [epoch_key(namespace, epoch) for namespace in (REQUEST, VOTE_COMMIT, VOTE)]
 
     def servicers(self, ctx: SubnetContext, config: EvaluationConfig) -> Sequence[Servicer]:
-        return [EvaluationServicer(self._node(ctx, config))]
+        node = self._nodes[ctx.identity.peer_id] = _Node(ctx, config)
+        return [EvaluationServicer(node)]
 
     async def run(
         self,
@@ -133,18 +136,11 @@ class EvaluationSubnet:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        try:
-            await self._node(ctx, config).run(task_status=task_status)
-        finally:
-            self._nodes.pop(id(ctx), None)
+        node = self._nodes.pop(ctx.identity.peer_id, None) or _Node(ctx, config)
+        await node.run(task_status=task_status)
 
     def score(self, evidence: Evidence) -> Sequence[Score]:
         return score(evidence)
-
-    def _node(self, ctx: SubnetContext, config: EvaluationConfig) -> _Node:
-        if id(ctx) not in self._nodes:
-            self._nodes[id(ctx)] = _Node(ctx, config)
-        return self._nodes[id(ctx)]
 
 
 class _Node:
@@ -203,8 +199,9 @@ class _Node:
         for _ in range(REQUESTS_PER_OWNER):
             if not self._queue or not self._ctx.epochs.is_by(epoch, when.last):
                 return
-            request = self._queue.popleft()
+            request = self._queue[0]
             await self._put(REQUEST, epoch, request, request.model)
+            self._queue.popleft()  # what could not be put is asked in the next epoch
 
     async def _vote(self, epoch: int, snapshot: Snapshot) -> None:
         """Judge what this node is drawn for; commit, then reveal. Votes live in memory: a restart in between loses

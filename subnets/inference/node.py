@@ -16,6 +16,7 @@ from mesh.consensus.evidence import Commit, epoch_key
 from mesh.consensus.quorum import SALT_BYTES
 from mesh.errors import ConfigError, MeshError, ModelRejected
 from mesh.kad.validator import NamespaceRule
+from mesh.peer import PeerID
 from mesh.rpc.servicer import Servicer
 from mesh.subnet import Evidence, SubnetContext
 from mesh.worker import Priority
@@ -40,7 +41,8 @@ class InferenceSubnet:
     }
     name: str = "inference"
     score_id: str = SCORE_ID
-    _batchers: dict[int, Batcher] = field(default_factory=dict, init=False, repr=False)
+    _batchers: dict[PeerID, Batcher] = field(default_factory=dict, init=False, repr=False)
+    """Made by `servicers`, taken by `run`; one that never ran gives way to the next of its identity."""
 
     def rules(self, config: InferenceConfig) -> Sequence[NamespaceRule]:
         return rules(config.record_ttl_s)
@@ -49,7 +51,8 @@ class InferenceSubnet:
         return [epoch_key(COMMIT, epoch), epoch_key(PROBE, epoch)]
 
     def servicers(self, ctx: SubnetContext, config: InferenceConfig) -> Sequence[Servicer]:
-        return [InferenceServicer(self._batcher(ctx, config))]
+        batcher = self._batchers[ctx.identity.peer_id] = Batcher(ctx.worker, config.batch)
+        return [InferenceServicer(batcher)]
 
     async def run(
         self,
@@ -59,26 +62,18 @@ class InferenceSubnet:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """started() once the model is checked and served. Raises ConfigError for a model that cannot be."""
-        batcher = self._batcher(ctx, config)
-        try:
-            model = await _load(ctx, config)
-            batcher.use(
-                Served(hashlib.sha256(model["model"]).digest(), model["model"], config.architecture, config.width, 0, 0)
-            )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(batcher.run)
-                nursery.start_soon(_prove, ctx, config, model)
-                task_status.started()
-        finally:
-            self._batchers.pop(id(ctx), None)
+        batcher = self._batchers.pop(ctx.identity.peer_id, None) or Batcher(ctx.worker, config.batch)
+        model = await _load(ctx, config)
+        batcher.use(
+            Served(hashlib.sha256(model["model"]).digest(), model["model"], config.architecture, config.width, 0, 0)
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(batcher.run)
+            nursery.start_soon(_prove, ctx, config, model)
+            task_status.started()
 
     def score(self, evidence: Evidence) -> Sequence[Score]:
         return score(evidence)
-
-    def _batcher(self, ctx: SubnetContext, config: InferenceConfig) -> Batcher:
-        if id(ctx) not in self._batchers:
-            self._batchers[id(ctx)] = Batcher(ctx.worker, config.batch)
-        return self._batchers[id(ctx)]
 
 
 async def _load(ctx: SubnetContext, config: InferenceConfig) -> dict[str, Any]:

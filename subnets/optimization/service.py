@@ -8,7 +8,7 @@ answers clients. All computing happens in the worker; this process only talks.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
@@ -55,6 +55,8 @@ PROTOCOL: Final = "/mesh/optimization/1.0.0"
 STATE_FILE: Final = "optimization.msgpack"
 _RETRY_S: Final = 2.0
 _MAX_FOREIGN: Final = 1024
+_MAX_MIGRANTS: Final = 64
+"""Foreign candidates that wait for the next exploration; the oldest give way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class OptimizationSubnet:
     score_id: str = SCORE_ID
     restate: Restate = best_found
 
-    _nodes: dict[int, _Node] = field(default_factory=dict, init=False, repr=False)
+    _nodes: dict[PeerID, _Node] = field(default_factory=dict, init=False, repr=False)
+    """Made by `servicers`, taken by `run`; one that never ran gives way to the next of its identity."""
 
     def rules(self, config: OptimizationConfig) -> Sequence[NamespaceRule]:
         return rules(max_ttl_s=config.record_ttl_s, migrant_ttl_s=config.migrant_ttl_s)
@@ -156,7 +159,7 @@ class OptimizationSubnet:
         return [epoch_key(namespace, epoch) for namespace in EVIDENCE]
 
     def servicers(self, ctx: SubnetContext, config: OptimizationConfig) -> Sequence[Servicer]:
-        node = self._node(ctx, config)
+        node = self._nodes[ctx.identity.peer_id] = _Node(ctx, config, self.restate)
         return [InferenceServicer(node.batcher), OptimizationServicer(node.status)]
 
     async def run(
@@ -167,11 +170,8 @@ class OptimizationSubnet:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """started() once the default model is trained and served."""
-        node = self._node(ctx, config)
-        try:
-            await node.run(task_status=task_status)
-        finally:
-            self._nodes.pop(id(ctx), None)
+        node = self._nodes.pop(ctx.identity.peer_id, None) or _Node(ctx, config, self.restate)
+        await node.run(task_status=task_status)
 
     def score(self, evidence: Evidence) -> Sequence[Score]:
         return outcome(evidence).scores
@@ -179,12 +179,6 @@ class OptimizationSubnet:
     def outcome(self, evidence: Evidence) -> Outcome:
         """The full judgement: claims, reasons, champion, scores."""
         return outcome(evidence)
-
-    def _node(self, ctx: SubnetContext, config: OptimizationConfig) -> _Node:
-        """One node per context: `servicers` and `run` are called apart and share it."""
-        if id(ctx) not in self._nodes:
-            self._nodes[id(ctx)] = _Node(ctx, config, self.restate)
-        return self._nodes[id(ctx)]
 
 
 class _Node:
@@ -200,7 +194,7 @@ class _Node:
         self._found: list[Found] = []
         self._foreign: OrderedDict[bytes, None] = OrderedDict()
         """Candidates others published: fine to learn from, not to claim."""
-        self._migrants: list[Candidate] = []
+        self._migrants: deque[Candidate] = deque(maxlen=_MAX_MIGRANTS)
         self._explored = 0
         self._last: Outcome | None = None
 
@@ -259,7 +253,8 @@ class _Node:
             await epochs.wait_block()
 
     async def _explore_once(self, island: int) -> None:
-        migrants, self._migrants = self._migrants, []
+        migrants = list(self._migrants)
+        self._migrants.clear()
         best = self._found[0].candidate if self._found else self._state.champion.candidate
         reply = await self._ctx.worker.call(
             "explore",

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from pydantic import BaseModel
 from mesh import mock
 from mesh.chain.types import ONE
 from mesh.consensus.evidence import Commit, epoch_key
-from mesh.errors import ConfigError, RecordRejected, RemoteFailure
+from mesh.errors import ConfigError, RecordRejected, RemoteFailure, StoreFull
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition
+from mesh.subnet import SubnetContext
 from mesh.testing.village import SimResult, Village, simulate
 from subnets.evaluation import records as er
 from subnets.evaluation.config import EvaluationConfig
@@ -193,6 +195,36 @@ def test_a_model_sent_by_a_client_is_judged_and_its_worth_told() -> None:
 
     result = run(nodes, EvaluationConfig(), ask)
     assert result.earned() == {1, 3, 4}  # all but the owner of the request
+
+
+def test_a_request_that_could_not_be_put_is_asked_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = watch(*(EvaluationSubnet() for _ in range(3)))
+    put, failed = SubnetContext.put_evidence, []
+
+    async def fails_once(self: SubnetContext, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if not failed:
+            failed.append(epoch)
+            raise StoreFull("nobody took it")
+        return await put(self, epoch, *args, **kwargs)
+
+    async def ask(village: Village) -> None:
+        monkeypatch.setattr(SubnetContext, "put_evidence", fails_once)
+        stub = nodes[1].ctx.rpc.stub(EvaluationServicer, village.peer(2))
+        await stub.request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=b"a model"))
+        await village.reach(village.first_epoch + 2, 10)
+        asked = {epoch: len(evaluated(evidence)) for epoch, evidence in sorted(nodes[1].evidence.items())}
+        assert asked[failed[0]] == 0
+        assert asked[failed[0] + 1] == 1
+
+    run(nodes, EvaluationConfig(), ask, epochs=2)
+
+
+def test_a_node_that_never_ran_leaves_nothing_behind_for_the_next() -> None:
+    subnet = EvaluationSubnet()
+    ctx = SimpleNamespace(identity=peer_key(1), data_dir=Path("unused"))
+    for _ in range(3):
+        subnet.servicers(ctx, EvaluationConfig())  # type: ignore[arg-type]
+    assert len(subnet._nodes) == 1
 
 
 def test_nodes_that_serve_one_model_are_paid_and_the_odd_one_is_not(tmp_path: Path) -> None:
