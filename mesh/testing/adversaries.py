@@ -1,6 +1,6 @@
 """Nodes that break the rules, as subnet objects of their own: a liar is never an `if` in the product.
 
-They are loaded by their entry points like any subnet, run against honest nodes, and must lose.
+They are made from honest subnets, run against honest nodes, and must lose.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
-
-from mesh.subnet import Subnet, load_subnet
 
 OVERCLAIM_PPM: Final = 180_000
 MAX_MEASURED_PPM: Final = 835_000
@@ -30,15 +28,10 @@ def overclaim(found: Sequence[Any]) -> Any:
     return dataclasses.replace(poor, ppm=min(poor.ppm + OVERCLAIM_PPM, _MILLION))
 
 
-def make_optimization_liar() -> Subnet:
-    """The optimization subnet, honest in everything but its claims. Raises ConfigError when it is not installed."""
-    liar: Any = load_subnet("optimization")
-    replaced: Subnet = dataclasses.replace(liar, name="optimization-liar", restate=overclaim)
-    return replaced
+def overclaiming(subnet: Any) -> Any:
+    """The same subnet, honest in everything but its claims; its name ends in `-liar`.
 
-
-def __getattr__(name: str) -> Subnet:
-    """`optimization_liar` is made when it is asked for, so that importing this module loads no subnet."""
-    if name == "optimization_liar":
-        return make_optimization_liar()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    `subnet` is a dataclass instance with the fields `name` and `restate`, which makes the claim from what was found
+    (see `overclaim`).
+    """
+    return dataclasses.replace(subnet, name=f"{subnet.name}-liar", restate=overclaim)

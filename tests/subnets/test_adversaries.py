@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 from mesh.subnet import load_subnet
-from mesh.testing import adversaries
 from mesh.testing.adversaries import MIN_OVERCLAIM_PPM, overclaim
 from subnets.optimization.candidate import DEFAULT
 from subnets.optimization.service import Found, OptimizationSubnet, best_found
@@ -36,4 +35,3 @@ def test_it_differs_from_the_honest_subnet_in_what_it_states_and_nothing_else() 
     assert honest.restate is best_found
     assert liar.score_id == honest.score_id  # it attests and proposes like anybody
     assert liar.jobs == honest.jobs
-    assert adversaries.optimization_liar.name == "optimization-liar"

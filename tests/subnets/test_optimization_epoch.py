@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
-from mesh.testing.adversaries import overclaim
+from mesh.testing.adversaries import overclaiming
 from mesh.testing.village import SimResult, Village, simulate
 from subnets.inference.service import InferenceServicer, ModelRequest, PredictReply, predict_request
 from subnets.optimization.candidate import DEFAULT
@@ -96,8 +95,7 @@ def test_the_same_seed_gives_the_same_epoch() -> None:
 
 
 def test_a_liar_is_found_out_by_its_quorum_and_not_paid() -> None:
-    liar = dataclasses.replace(OptimizationSubnet(), name="optimization-liar", restate=overclaim)
-    nodes = watch(*(OptimizationSubnet() for _ in range(3)), liar)
+    nodes = watch(*(OptimizationSubnet() for _ in range(3)), overclaiming(OptimizationSubnet()))
     result = run(nodes)
     found = judged(nodes[1])[0]
     lie = next(v for v in found.verdicts if v.node_id == 4)
