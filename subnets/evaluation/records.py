@@ -3,7 +3,7 @@
 Key                        | subkey     | value   | when (blocks of the epoch, L = 20)
 ---------------------------|------------|---------|-----------------------------------
 eval-request/<epoch>       | model      | Request | 0-5
-eval-vote-commit/<epoch>   | request id | Commit  | 8-15
+eval-vote-commit/<epoch>   | request id | Commit  | 8-14
 eval-vote/<epoch>          | request id | Vote    | 16-18
 """
 

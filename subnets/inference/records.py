@@ -2,7 +2,7 @@
 
 Key                   | value   | when (blocks of the epoch, L = 20)
 ----------------------|---------|-----------------------------------
-infer-commit/<epoch>  | Commit  | 8-15
+infer-commit/<epoch>  | Commit  | 8-14
 infer-probe/<epoch>   | Answer  | 16-18
 """
 

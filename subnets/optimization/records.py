@@ -4,9 +4,9 @@ Key                          | subkey   | value        | when (blocks of the epo
 -----------------------------|----------|--------------|-----------------------------------
 opt-claim-commit/<epoch>     |          | Commit       | 0-5
 opt-claim/<epoch>            |          | Claim        | 8-15
-opt-vote-commit/<epoch>      | claim id | Commit       | 8-15
+opt-vote-commit/<epoch>      | claim id | Commit       | 8-14
 opt-vote/<epoch>             | claim id | Vote         | 16-18
-opt-champion/<epoch>         |          | Migrant      | any time, short-lived, no evidence
+opt-champion/<epoch>         |          | Migrant      | its epoch, short-lived, no evidence
 
 A claim's id is its commitment: it exists before the draw, and the reveal must hash to it.
 """
