@@ -10,7 +10,7 @@ DEMO_ARGS ?=
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install | check | test-slow | test-gpu | | bench | freeze | clean"
+	@echo "make install | check | test-slow | test-gpu | bench | freeze | clean"
 
 # libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
 needs:

@@ -467,7 +467,14 @@ class DHT:
         """Ask bootnodes and cached peers that we do not have, then look for ourselves, so that those near us
         hear of us. Returns whether anybody is there or nobody need be."""
         cached = [info for info in self._state.peers if info.peer_id not in self._table]
-        seeds = {info.peer_id: info for info in (*bootstrap, *cached[: self._config.routing.bucket_size])}
+        seeds: dict[PeerID, PeerInfo] = {}
+        for info in (
+            *bootstrap,
+            *cached[: self._config.routing.bucket_size],
+        ):  # where we were told first, then remembered
+            told = seeds.get(info.peer_id)
+            addrs = dict.fromkeys((*(told.addrs if told else ()), *info.addrs))
+            seeds[info.peer_id] = PeerInfo(info.peer_id, tuple(addrs))
         missing = [info for info in seeds.values() if info.peer_id not in self._table]
         before = len(self._table)
 
@@ -475,7 +482,7 @@ class DHT:
             try:
                 await self._ask_find(info, key_of_peer(self._identity.peer_id))
             except MeshError as error:
-                log.debug("dht.bootstrap_failed", extra={"peer": str(info.peer_id), "error": str(error)})
+                log.info("cannot join through %s: %s", info.peer_id, error)
 
         async with trio.open_nursery() as nursery:
             for info in missing:
@@ -494,7 +501,8 @@ class DHT:
                 self._state.remember(self._table)
                 await trio.sleep(config.rejoin_s * (0.9 + 0.2 * self._rng.random()))
             else:
-                log.warning("none of %d bootnodes answers; trying again in %.1f s", len(bootstrap), pause_s)
+                known = len({info.peer_id for info in (*bootstrap, *self._state.peers)})
+                log.warning("none of %d known peers answers; trying again in %.1f s", known, pause_s)
                 await trio.sleep(pause_s * (0.9 + 0.2 * self._rng.random()))
                 pause_s = min(config.retry_max_s, pause_s * 2)
             await self._join(bootstrap)

@@ -356,8 +356,9 @@ def save_peer_key(path: Path, key: PeerKey, overwrite: Overwrite = Overwrite.REF
 
 def load_account_key(path: Path) -> AccountKey:
     """An account key from a file with its hexadecimal text or phrase. Raises KeyFileError."""
+    data = read_secret(path)
     try:
-        return AccountKey.parse(read_secret(path).decode("ascii"))
+        return AccountKey.parse(data.decode("ascii"))
     except (KeyFileError, UnicodeDecodeError) as error:
         raise KeyFileError(f"{path}: {error}") from error
 

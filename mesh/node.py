@@ -128,6 +128,8 @@ async def run_node(
     async with trio.open_nursery() as nursery:
         view = await _open_chain_view(nursery, config, parts)
         node_id = await _registered_as(view, config, parts.identity.peer_id)
+        if view.has_chain and hotkey is not None:
+            await _warn_of_an_empty(hotkey, view.chain)
         await nursery.start(parts.net.run)
         rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
         await nursery.start(rpc.run)
@@ -303,6 +305,10 @@ async def _registered_as(view: _ChainView, config: NodeConfig, peer: PeerID) -> 
     if not view.has_chain:
         return config.subnet_node_id
     node = (await view.chain.snapshot(view.subnet_id)).by_peer(peer)
+    if node is None and config.subnet_node_id is not None:
+        raise ConfigError(
+            f"--subnet_node_id {config.subnet_node_id}: {peer} is not registered in subnet {view.subnet_id}"
+        )
     if node is None:
         log.warning("%s is not registered in subnet %d: others will refuse it (register-node)", peer, view.subnet_id)
         return None
@@ -311,6 +317,16 @@ async def _registered_as(view: _ChainView, config: NodeConfig, peer: PeerID) -> 
             f"--subnet_node_id {config.subnet_node_id} does not fit: {peer} is registered as node {node.node_id}"
         )
     return node.node_id
+
+
+async def _warn_of_an_empty(hotkey: AccountKey, chain: Chain) -> None:
+    if not (await chain.balance(hotkey.account_id)).free_planck:
+        log.warning(
+            "hotkey %s holds nothing, and the chain takes no vote of an account that could not pay its fee: send it a "
+            "little (mesh transfer --to %s --amount 1)",
+            hotkey.address,
+            hotkey.address,
+        )
 
 
 def _dht(

@@ -47,11 +47,12 @@ def build() -> App:
         name="doctor",
         help="Check what stands between this machine and a working node.",
     )
+    app.command("mesh.cli.transfer:transfer", name="transfer", help="Send TENSOR to another account.")
     new = _app("new", "Start something of your own.")
     new.command("mesh.cli.scaffold:subnet", name="subnet", help="Scaffold a subnet.")
     app.command(new)
     for entry in entry_points(group="mesh.commands"):
-        app.command(f"{entry.value}", name=entry.name)
+        app.command(entry.value, name=entry.name, help=f"Comes with an installed package: mesh {entry.name} --help.")
     return app
 
 

@@ -39,7 +39,8 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
     if not debug:
         logging.getLogger().addHandler(logging.NullHandler())  # commands speak for themselves; servers set up logging
     try:
-        load_dotenv(Path(".env"))
+        if "--help" not in tokens:
+            load_dotenv(Path(".env"))
         app(tokens)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -126,7 +127,10 @@ def load_dotenv(path: Path) -> None:
         return
     from dotenv import dotenv_values
 
-    values = {name: value for name, value in dotenv_values(path).items() if value}  # NAME= means: not set here
+    try:
+        values = {name: value for name, value in dotenv_values(path).items() if value}  # NAME= means: not set here
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as NAME=value lines: {error}") from error
     if set(values) & set(SECRET_VARIABLES) and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"{path} holds a secret and others can read it: run `chmod 600 {path}`")
     for name, value in values.items():
@@ -177,9 +181,11 @@ class ChainOptions:
 
     def urls(self) -> tuple[str, ...]:
         """The URLs to use, from the flag, the environment or the default."""
-        if self.local_rpc:
-            return (os.environ.get("LOCAL_RPC", DEFAULT_CHAIN_URL),)
-        return self.chain_url or (DEFAULT_CHAIN_URL,)
+        urls = (os.environ.get("LOCAL_RPC", DEFAULT_CHAIN_URL),) if self.local_rpc else self.chain_url
+        for url in urls:
+            if not url.startswith(("ws://", "wss://")):
+                raise ConfigError(f"--chain-url: {url!r} is no websocket URL, such as {DEFAULT_CHAIN_URL}")
+        return urls or (DEFAULT_CHAIN_URL,)
 
 
 @Parameter(name="*")

@@ -6,21 +6,22 @@ import json as jsonlib
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiaddr import Multiaddr
 
-from mesh.cli.common import ChainOptions, open_chain, run_until_signalled, tensor
+from mesh.cli.common import ChainOptions, account_key, open_chain, run_until_signalled, tensor
 from mesh.clock import SystemClock
-from mesh.errors import ChainError, ConfigError, MeshError
-from mesh.identity import load_account_key, load_peer_key
+from mesh.errors import ChainError, ConfigError, KeyFileError, MeshError
+from mesh.identity import load_peer_key
 from mesh.peer import PeerInfo
 
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
 
+CHAIN_TIMEOUT_S = 10.0
 FAILED_CALL_FEE_PLANCK = 1_000_000_000
 """What a failed propose or attest costs, ten times the 1.08e8 planck recorded from the real runtime."""
 
@@ -54,7 +55,8 @@ def doctor(
         initial_peers: Bootnodes to reach; default PUBLIC_INITIAL_PEERS.
         json: Print one JSON array.
     """
-    chain = chain or ChainOptions(chain_timeout=10.0)
+    chain = chain or ChainOptions()
+    chain = replace(chain, chain_timeout=min(chain.chain_timeout, CHAIN_TIMEOUT_S))
     findings = [_free(address) for address in host_maddrs]
     peers = initial_peers or tuple(os.environ.get("PUBLIC_INITIAL_PEERS", "").split())
     findings += [_reachable(text) for text in peers]
@@ -66,6 +68,8 @@ def doctor(
                 findings.extend(await _ask_chain(client, subnet_id, identity_path, hotkey_file))
         except ChainError as error:
             findings.append(Finding("chain", False, str(error)))
+        except KeyFileError as error:
+            findings.append(Finding("keys", False, str(error)))
 
     run_until_signalled(run)
     if json:
@@ -86,8 +90,8 @@ async def _ask_chain(
     # The timestamp is the last block's: a right clock is up to a block time ahead of it.
     good = -MAX_CLOCK_SKEW_S < skew_s < CHAIN_STANDS_STILL_S
     findings = [Finding("clock", good, f"{skew_s:+.1f} s against the chain's last block")]
-    if hotkey_file is not None:
-        hotkey = load_account_key(hotkey_file)
+    if hotkey_file is not None or os.environ.get("MESH_HOTKEY"):
+        hotkey = account_key(hotkey_file, ("MESH_HOTKEY",), None, name="hotkey")
         balance = await client.balance(hotkey.account_id)
         enough = balance.free_planck > FAILED_CALL_FEE_PLANCK
         hint = "" if enough else ": send it a little TENSOR, a failed vote costs a fee"

@@ -10,7 +10,7 @@ from pathlib import Path
 from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
 from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
 from mesh.errors import ConfigError
-from mesh.identity import load_account_key, load_peer_key, parse_address
+from mesh.identity import checksum_address, load_account_key, load_peer_key, parse_address
 from mesh.peer import PeerID, PeerInfo
 
 
@@ -41,7 +41,7 @@ def register_subnet(
         min_stake: Least TENSOR a node stakes.
         max_stake: Most TENSOR a node stakes.
         delegate_stake_percentage: Share of rewards for delegators, 0.05 to 0.95.
-        initial_coldkeys: Who may register nodes before activation: ADDRESS for one node, ADDRESS=2 for two.
+        initial_coldkeys: Three accounts or more that may register nodes before activation; A=2 means two nodes.
         bootnodes: Multiaddrs of bootnodes, /ip4/…/tcp/…/p2p/….
         json: Print one JSON object.
     """
@@ -194,8 +194,10 @@ def register_node(
         print(
             f"  mesh-server SUBNET --subnet_id {subnet_id} --subnet_node_id {node_id} "
             f"--identity_path {keys / PEER_FILES['peer']} --hotkey-file {keys / HOTKEY_FILE} "
-            f"--host_maddrs /ip4/0.0.0.0/tcp/31330"
+            f"--host_maddrs /ip4/0.0.0.0/tcp/31330" + "".join(f" --chain-url {url}" for url in chain.chain_url)
         )
+        print(f"its hotkey {checksum_address(account)} must be able to pay a fee before it votes; if it holds nothing:")
+        print(f"  mesh transfer --to {checksum_address(account)} --amount 1")
 
     run_until_signalled(run)
 

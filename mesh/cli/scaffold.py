@@ -82,7 +82,13 @@ def subnet(name: str, /, *, directory: Path | None = None) -> None:
         name: A Python identifier in lower case.
         directory: Where to make the folder; default here.
     """
-    taken = keyword.iskeyword(name) or name in sys.stdlib_module_names or name in ("mesh", "subnets", "tests")
+    from mesh.subnet import installed_subnets
+
+    taken = (
+        keyword.iskeyword(name)
+        or name in sys.stdlib_module_names
+        or name in ("mesh", "subnets", "tests", *installed_subnets())
+    )
     if taken or not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
         raise ConfigError(
             f"{name!r} cannot be a subnet's name: take up to 32 lower-case letters, digits and _, and no name that a "

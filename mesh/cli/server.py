@@ -33,7 +33,7 @@ class NodeOptions:
     """Where a node listens, who it is and how it joins."""
 
     identity_path: Annotated[Path | None, Parameter(alias="--identity")] = None
-    "Peer key file (made by `keygen`). A bootnode without one makes a throwaway identity."
+    "Peer key file (made by `keygen`). Bootnodes and nodes without a chain make a throwaway identity without one."
     host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     "Addresses to listen on; port 0 takes a free one."
     announce_maddrs: tuple[str, ...] = ()
@@ -93,6 +93,8 @@ def serve(
     node, chain = node or NodeOptions(), chain or ChainOptions()
     loaded = load_subnet(subnet)
     settings = loaded.Config(**_toml(subnet_config))
+    if node.identity_path is None and not node.no_blockchain_rpc:
+        raise ConfigError("say who this node is: --identity_path FILE, the peer key it was registered with")
     config = _config(node, chain, subnet_node_id=subnet_node_id)
     on_argv = private_key is not None or phrase is not None
     hotkey = None

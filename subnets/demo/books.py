@@ -50,15 +50,16 @@ async def total_planck(chain: Chain, at: bytes) -> int:
 
 
 async def read_books(chain: Chain, first_block: int, last_block: int) -> list[EpochBooks]:
-    """Every whole epoch between two blocks. Needs a chain that keeps its history (the development chain does)."""
+    """Every epoch from the one that begins at or after `first_block` to `last_block`, which may end the last one early.
+    Needs a chain that keeps its history (the development chain does)."""
     length = chain.epoch_length
-    first, end = -(-first_block // length), (last_block + 1) // length
-    boundaries = [await chain.block_hash(max(0, epoch * length - 1)) for epoch in range(first, end + 1)]
+    first, last = -(-first_block // length), last_block // length
+    ends = [*(epoch * length - 1 for epoch in range(first, last + 1)), last_block]
+    boundaries = [await chain.block_hash(max(0, number)) for number in ends]
     sums = [await total_planck(chain, at) for at in boundaries]
-    last = boundaries[-1]
     causes = {}
     for item in ("Minted", "Burned"):
-        for key, value in await chain.storage_map("Books", item, at=last):
+        for key, value in await chain.storage_map("Books", item, at=boundaries[-1]):
             epoch, cause = key
             causes[item, int(str(epoch)), _text(cause)] = int(str(value))
     return [
@@ -69,7 +70,7 @@ async def read_books(chain: Chain, first_block: int, last_block: int) -> list[Ep
             minted={c: v for (item, e, c), v in causes.items() if (item, e) == ("Minted", epoch)},
             burned={c: v for (item, e, c), v in causes.items() if (item, e) == ("Burned", epoch)},
         )
-        for index, epoch in enumerate(range(first, end))
+        for index, epoch in enumerate(range(first, last + 1))
     ]
 
 

@@ -87,8 +87,9 @@ def main(config: DemoConfig) -> None:
         async def run() -> None:
             nonlocal ended
             with view:
-                await Demo(config, directory, view, report).run()
-            _print(report, config, console)
+                await Demo(config, directory, view, report, lambda: _print(report, config, console)).run()
+            if config.after is DemoConfig.After.END:
+                _print(report, config, console)
             if failures := report.failures(epochs=config.epochs):
                 raise DemoFailed(f"the demo did not hold: {'; '.join(failures)} (logs in {directory / 'logs'})")
             ended = True
@@ -132,6 +133,7 @@ class Demo:
     directory: Path
     view: View
     report: Report
+    show: Callable[[], None]
     killed: str = ""
     _down: str = ""
     """The node that is down on purpose just now."""
@@ -213,8 +215,14 @@ class Demo:
         self._fill(cast, ids, follower, judged, before_snapshot, after_snapshot)
         self._enter("")
         if self.config.after is DemoConfig.After.KEEP:
-            self.view.say(f"chain {url}; bootnode {bootnode.multiaddrs()[0]}; logs {self.directory / 'logs'}")
-            self.view.say("running until Ctrl-C")
+            self.show()
+            for line in (
+                f"chain    {url}",
+                f"bootnode {bootnode.multiaddrs()[0]}",
+                f"logs     {self.directory / 'logs'}",
+            ):
+                self.view.say(line)
+            self.view.say("running until Ctrl-C, which removes it all")
             await trio.sleep_forever()
 
     def _enter(self, phase: str) -> None:

@@ -48,7 +48,7 @@ class View:
 
     def say(self, line: str) -> None:
         """Something worth keeping on the screen."""
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def clock(self, epoch: int, offset: int, length: int, block: int) -> None:
         """Where the chain stands."""
@@ -89,7 +89,9 @@ def print_report(report: Report, console: Console) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     console.print(
-        "(score in thousandths; claims accepted/rejected; amounts in TENSOR, read back from the chain)\n\n"
+        "(score in thousandths; claims accepted/rejected; amounts in TENSOR, read back from the chain.\n"
+        " work is what a node earned by its score; propose is what the chain pays whoever is\n"
+        " elected to settle an epoch, by lot, the liar included: it lies about its claims only)\n\n"
         f"model:    accuracy {report.accuracy_before:.3f} before, {report.accuracy_after:.3f} after, on "
         f"{report.judge_samples} samples no node has seen\n"
         f"          (verified gain {report.verified_gain:+.3f}, served on {report.device})\n"

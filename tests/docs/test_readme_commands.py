@@ -115,6 +115,7 @@ def test_the_commands_in_their_order(shell: Shell) -> None:
         "0xA...": owner.address,
         "0xB...": others[0].address,
         "0xC...": others[1].address,
+        "0xHOTKEY": others[0].address,
         "198.51.100.7": "127.0.0.1",
     }
     ran = set()

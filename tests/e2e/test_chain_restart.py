@@ -99,6 +99,7 @@ def _story(town: Town) -> None:
 
 
 def _wait_for_attested_proposal(town: Town, url: str) -> None:
+    """Until all score and all attest in one epoch; where the chain was away, somebody's heartbeat may be missing."""
     import random
 
     import trio
@@ -114,8 +115,9 @@ def _wait_for_attested_proposal(town: Town, url: str) -> None:
                 epoch = head.number // chain.epoch_length
                 for one in range(max(0, epoch - 2), epoch + 1):
                     submission = await chain.submission(real, one)
-                    if submission is not None and submission.scores and len(submission.attests) == len(NAMES):
-                        assert {score.node_id for score in submission.scores} == {1, 2, 3}
+                    if submission is None or len(submission.attests) < len(NAMES):
+                        continue
+                    if {score.node_id for score in submission.scores} == {1, 2, 3}:
                         nursery.cancel_scope.cancel()
                         return
 
