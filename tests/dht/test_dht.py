@@ -12,6 +12,7 @@ import trio.testing
 
 from mesh.auth.authorizer import PeerClass
 from mesh.dht import DHT, DhtConfig, KadServicer, Role
+from mesh.dht_state import DhtState
 from mesh.errors import DialFailed, NotAuthorized, RecordNotFound, RecordRejected, RemoteFailure
 from mesh.identity import PeerKey
 from mesh.kad.key import key_bytes, key_of, key_of_peer
@@ -19,7 +20,7 @@ from mesh.kad.record import Record
 from mesh.kad.schedule import ScheduleConfig
 from mesh.kad.validator import BlockPosition
 from mesh.kad.wire import FindReply, FindRequest, PingRequest, StoreRequest
-from mesh.peer import PeerID
+from mesh.peer import Multiaddr, PeerID, PeerInfo
 from mesh.rpc.servicer import Rpc, RpcContext
 from mesh.testing.simulation import run_sim
 from tests.dht.cluster import Cluster, Node, in_sim, note
@@ -474,9 +475,26 @@ def test_a_restarted_node_comes_back_through_its_peer_cache(tmp_path: Path) -> N
     run()
 
 
+def test_where_we_are_told_a_bootnode_is_comes_before_where_it_was(tmp_path: Path) -> None:
+    """A remembered address of the same peer must not hide the one that the operator gives now."""
+    path = tmp_path / "node.json"
+
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        boot = await cluster.add("boot")
+        moved = PeerInfo(boot.id, (Multiaddr("/ip4/203.0.113.9/tcp/1"),))
+        remembered = DhtState(path, max_peers=8)
+        remembered.remember([moved])
+        remembered.save()
+        node = await cluster.add("node", state_path=path)
+        assert [info.peer_id for info in node.dht.peers] == [boot.id]
+
+    run()
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": 1, "seq": "x"}', "\x00" * 100])
 def test_a_damaged_state_file_is_said_not_overwritten(tmp_path: Path, text: str) -> None:
-    from mesh.dht_state import DhtState
     from mesh.errors import ConfigError
 
     path = tmp_path / "dht.json"
