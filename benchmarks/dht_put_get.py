@@ -26,7 +26,7 @@ from mesh.identity import PeerKey
 from mesh.kad.validator import NamespaceRule
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.peer import PeerInfo
-from mesh.rpc.servicer import Rpc
+from mesh.rpc.rpc import Rpc
 
 RULES = (NamespaceRule("bench", max_value_bytes=1024, max_ttl_s=7200.0),)
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from mesh.auth.authorizer import Everyone
 from mesh.identity import PeerKey
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext, Servicer, method
 
 MIB = 1 << 20
 

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mesh.auth.authorizer import PeerClass
 from mesh.errors import ContentNotFound, LocalProtocolError, NetworkError, RemoteProtocolError, RpcError, StoreFull
 from mesh.peer import PeerID
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext, Servicer, method
 
 log = logging.getLogger(__name__)
 

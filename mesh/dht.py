@@ -68,7 +68,8 @@ from mesh.kad.wire import (
 )
 from mesh.peer import PeerID, PeerInfo
 from mesh.ratelimit import Rate, RateLimiter
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext, Servicer, method
 
 __all__ = ["DHT", "DhtConfig", "KadServicer", "Role", "StoreReport"]
 

@@ -7,6 +7,8 @@ bug of ours, a ConfigError is for the person at the keyboard. Every message is o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class MeshError(Exception):
     """Base of all errors raised on purpose."""
@@ -38,6 +40,10 @@ class StreamBroken(NetworkError):
 
 class RequestTimeout(NetworkError):
     """A request did not finish before its deadline."""
+
+
+class PeerSuspended(NetworkError):
+    """We do not call or serve this peer for now: it failed too often in a row, or broke the protocol."""
 
 
 class ProtocolError(MeshError):
@@ -82,13 +88,17 @@ class RpcError(MeshError):
 
 
 class RemoteFailure(RpcError):
-    """The remote method failed; `code` is stable, `retryable` says whether the same call may succeed later."""
+    """The remote method failed; `code` is stable, `retryable` says whether the same call may succeed later, `details`
+    is what the method adds for programs (JSON values, 512 characters at most, the peer's word only)."""
 
-    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, *, retryable: bool = False, details: Mapping[str, object] | None = None
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.details = dict(details or {})
 
 
 class NotAuthorized(RpcError):

@@ -9,7 +9,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+from mesh.trace import CURRENT
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "trace"}
+
+
+class TraceFilter(logging.Filter):
+    """Adds to each record which call it was written for: `trace` (short) and, within one, `traceparent`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        trace = CURRENT.get()
+        record.trace = f" [{trace}]" if trace is not None else ""
+        if trace is not None:
+            record.traceparent = trace.traceparent
+        return True
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,8 +51,9 @@ def configure(*, level: str = "INFO", json_lines: bool = False, file: Path | Non
     handler.setFormatter(
         JsonFormatter()
         if json_lines
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s:%(trace)s %(message)s", datefmt="%H:%M:%S")
     )
+    handler.addFilter(TraceFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

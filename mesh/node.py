@@ -33,7 +33,8 @@ from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
 from mesh.peer import PeerID, PeerInfo
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Settlement, Subnet, SubnetContext
 from mesh.worker import Compute, Worker
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from mesh.chain.epochs import Epochs
     from mesh.content import Content
     from mesh.dht import DHT, StoreReport
-    from mesh.rpc.servicer import Rpc, Servicer
+    from mesh.rpc.rpc import Rpc
+    from mesh.rpc.servicer import Servicer
     from mesh.worker import Compute
 
 GROUP = "mesh.subnets"

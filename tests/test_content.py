@@ -18,7 +18,8 @@ from mesh.content import Content, ContentConfig, ContentServicer, FetchReply, Fe
 from mesh.errors import ContentNotFound, LocalProtocolError, RemoteFailure, StoreFull
 from mesh.identity import PeerKey
 from mesh.peer import PeerID
-from mesh.rpc.servicer import Rpc, RpcContext
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext
 from mesh.testing.network import SimNetwork
 from mesh.testing.simulation import run_sim
 

@@ -1,12 +1,7 @@
 """RPC channels: many calls over one long-lived stream, in one direction of calling.
 
-A node opens its own channel to each peer it calls (CallingChannel) and answers on those opened to it
-(AnsweringChannel). On both, one task reads and never waits for anything but bytes, and one task writes: control frames
-first, then heads of messages, then one DATA frame in turn of each long message, so that long ones hold up nobody.
-
-Two bounds keep a slow reader from costing memory or tripping the transport. The channel's window: body bytes sent and
-not yet returned by CREDIT with call id 0. The message's credit: a body beyond the first credit waits until the
-receiver, having checked size and permission, grants the rest.
+A node opens its own channels to each peer it calls (CallingChannel) and answers on those opened to it
+(AnsweringChannel). A channel rides on a libp2p stream or on a data connection; only its limits differ.
 """
 
 from __future__ import annotations
@@ -18,276 +13,253 @@ from typing import Final, Protocol
 
 import trio
 
-from mesh.errors import LocalProtocolError, MeshError, NetworkError, RemoteProtocolError, StreamBroken
+from mesh.errors import MeshError, NotAuthorized, RemoteProtocolError, StreamBroken
 from mesh.net.base import Stream
 from mesh.peer import PeerID
 from mesh.rpc import frame as f
 from mesh.rpc.config import RpcConfig, RpcMetrics
+from mesh.rpc.flow import Intake, LinkLimits, Stale
+from mesh.rpc.link import Buffers, LinkReader, LinkWriter, Sender, until_first, watch
 from mesh.rpc.status import BUSY, OK, TIMEOUT, Status, error_of
 
 log = logging.getLogger(__name__)
 
-_BATCH_BYTES: Final = f.MAX_FRAME_BYTES
 _CLOSE_S: Final = 1.0
-_READ_BYTES: Final = 65536
+_UNWATCHED_BYTES: Final = 4096
+"""An answer this small is not waited for: its handler's task ends once it is queued."""
 
 
-class Outgoing:
-    """A message on its way out: its head frame, and what is left of its body."""
+class _Assembly:
+    """A message as its bytes come."""
 
-    __slots__ = ("body", "call_id", "credit", "done", "head", "head_body", "offset", "started")
+    __slots__ = ("body", "have", "size")
 
-    def __init__(self, head: f.Request | f.Response, body: bytes) -> None:
-        self.call_id = head.call_id
-        first = min(len(body), f.FIRST_CREDIT_BYTES, f.MAX_BODY_PER_FRAME)
-        self.head = f.encode(head._replace(body_size=len(body), body=body[:first]))
-        self.head_body = first
-        self.body = memoryview(body)
-        self.offset = first
-        self.credit = f.FIRST_CREDIT_BYTES - first
-        self.started = False
-        self.done = trio.Event()
-        """Set when the last byte was handed to the stream."""
+    def __init__(self, size: int, *, allocate: int) -> None:
+        self.size = size
+        self.have = 0
+        self.body = bytearray(min(size, allocate))
+
+    def add(self, data: bytes | memoryview) -> None:
+        """The next bytes; there is room, since they were granted. Raises RemoteProtocolError beyond what was
+        announced."""
+        end = self.have + len(data)
+        if end > self.size:
+            raise RemoteProtocolError(f"more data than the {self.size} bytes announced")
+        self.body[self.have : end] = data
+        self.have = end
+
+    def expand(self) -> None:
+        """Make room for all of it."""
+        if len(self.body) < self.size:
+            whole = bytearray(self.size)
+            whole[: self.have] = memoryview(self.body)[: self.have]
+            self.body = whole
 
     @property
-    def left(self) -> int:
-        """Body bytes not sent yet."""
-        return len(self.body) - self.offset
+    def is_whole(self) -> bool:
+        """Whether all of it has come."""
+        return self.have == self.size
 
 
-class FrameWriter:
-    """The writing half of a channel: what to send next, and the task that sends it."""
+class Inbox:
+    """The messages of a stream as they come, for one reader."""
 
-    def __init__(self, stream: Stream, config: RpcConfig, metrics: RpcMetrics) -> None:
-        self._stream = stream
-        self._config = config
-        self._metrics = metrics
-        self._control: deque[bytes] = deque()
-        self._heads: deque[Outgoing] = deque()
-        self._bodies: deque[Outgoing] = deque()
-        self._window = f.WINDOW_BYTES
-        self._wake = trio.Event()
-        self._scope = trio.CancelScope()
-        self._is_stopped = False
-        self.writing_since: float | None = None
-        """When the write began that is going on."""
+    __slots__ = ("_assembly", "_changed", "_cost", "_reserve", "_writer", "call_id", "error", "intake", "is_over", "limit", "queue")
 
-    def control(self, frame: f.Credit | f.Cancel) -> None:
-        """Queue a control frame; it goes out before everything else."""
-        self._control.append(f.encode(frame))
-        self._check_queue()
-
-    def add(self, message: Outgoing) -> None:
-        """Queue a message."""
-        self._heads.append(message)
-        self._check_queue()
-
-    def _check_queue(self) -> None:
-        if len(self._control) + len(self._heads) > self._config.max_queued_frames:
-            self._scope.cancel()  # even out of a write that waits
-        self._wake.set()
-
-    def credit(self, call_id: int, amount: int) -> None:
-        """The other side took bytes (call id 0) or grants a message more. Raises RemoteProtocolError."""
-        if call_id == 0:
-            self._window += amount
-            if self._window > f.WINDOW_BYTES:
-                raise RemoteProtocolError("credit for bytes that were never sent")
-        else:
-            # Messages in flight are few, and grants rare: one per message beyond the first credit.
-            for message in (*self._bodies, *self._heads):
-                if message.call_id == call_id:
-                    message.credit = min(message.credit + amount, f.MAX_BODY_BYTES)
-        self._wake.set()
-
-    def drop(self, message: Outgoing) -> None:
-        """Forget a message, wherever it stands."""
-        for queue in (self._heads, self._bodies):
-            if message in queue:
-                queue.remove(message)
-
-    async def run(self) -> None:
-        """Send until cancelled. Raises StreamBroken."""
-        with self._scope:
-            await self._send()
-        if self._scope.cancelled_caught:
-            raise StreamBroken(f"{self._stream.remote.short} leaves {self._config.max_queued_frames} frames unread")
-
-    def stop(self) -> None:
-        """Begin no more writes: what is queued was never sent."""
-        self._is_stopped = True
-
-    async def _send(self) -> None:
-        while not self._is_stopped:
-            batch, finished = self._next_batch()
-            if not batch:
-                self._wake = trio.Event()
-                await self._wake.wait()
-                continue
-            data = b"".join(batch)
-            self.writing_since = trio.current_time()
-            await self._stream.send_all(data)
-            self.writing_since = None
-            self._metrics.bytes_out += len(data)
-            for message in finished:
-                message.done.set()
-
-    def _next_batch(self) -> tuple[list[bytes], list[Outgoing]]:
-        """All control frames, heads while they fit a batch, and one DATA frame of the message whose turn it is."""
-        batch, finished = list(self._control), []
-        self._control.clear()
-        size = sum(map(len, batch))
-        while self._heads and size < _BATCH_BYTES and self._heads[0].head_body <= self._window:
-            message = self._heads.popleft()
-            batch.append(message.head)
-            size += len(message.head)
-            self._window -= message.head_body
-            message.started = True
-            if message.left:
-                self._bodies.append(message)
-            else:
-                finished.append(message)
-        for _ in range(len(self._bodies)):
-            message = self._bodies[0]
-            # A sliver of window is left to gather: tiny DATA frames would cost more than they carry.
-            room = min(message.left, message.credit, f.MAX_BODY_PER_FRAME)
-            if room and (room <= self._window):
-                piece = bytes(message.body[message.offset : message.offset + room])
-                batch.append(f.encode(f.Data(message.call_id, piece)))
-                message.offset += room
-                message.credit -= room
-                self._window -= room
-                self._bodies.popleft()
-                if message.left:
-                    self._bodies.append(message)
-                else:
-                    finished.append(message)
-                break
-            self._bodies.rotate(-1)
-        return batch, finished
-
-
-class _FrameReader:
-    """The reading half: frames as they come, none of them may take longer than the frame timeout."""
-
-    def __init__(self, stream: Stream, writer: FrameWriter, config: RpcConfig, metrics: RpcMetrics) -> None:
-        self._stream = stream
+    def __init__(
+        self, writer: LinkWriter, call_id: int, limit: int, *, first: int, reserve: Callable[[int], None]
+    ) -> None:
+        """`limit` bounds each message; `reserve` takes memory for what one message needs beyond the window (and takes
+        it back for a negative amount); it may raise RemoteFailure."""
+        self.call_id = call_id
+        self.limit = limit
+        self.intake = Intake(first, window=writer.limits.stream_window_bytes)
+        self.queue: deque[tuple[bytearray, int, int]] = deque()
+        self.is_over = False
+        self.error: MeshError | None = None
         self._writer = writer
-        self._config = config
-        self._metrics = metrics
-        self._decoder = f.FrameDecoder()
-        self._unreturned = 0
-        self._partial_since: float | None = None
-        self.last_frame = trio.current_time()
+        self._reserve = reserve
+        self._assembly: _Assembly | None = None
+        self._cost = 0  # of the message that is coming: reserved beyond the window
+        self._changed: trio.Event | None = None
 
-    async def next(self) -> list[f.Frame] | None:
-        """The next frames; None at the end of the stream. Raises StreamBroken, RemoteProtocolError."""
-        try:
-            frames = await self._next()
-        except (StreamBroken, RemoteProtocolError):
-            self._writer.stop()
-            raise
-        if frames is None:
-            self._writer.stop()
-        return frames
+    def begin(self, frame: f.Message) -> None:
+        """A message begins. Raises RemoteProtocolError, and RemoteFailure when there is no memory for it."""
+        if self._assembly is not None:
+            raise RemoteProtocolError("a message within another")
+        if frame.size > self.limit:
+            raise RemoteProtocolError(f"a message of {frame.size} bytes in a stream of at most {self.limit}")
+        self.intake.came(f.MESSAGE_COST + len(frame.body))
+        self._assembly = _Assembly(frame.size, allocate=frame.size)
+        need = self.intake.need(frame.size - len(frame.body))
+        if need:
+            self._reserve(need)
+            self._cost = need
+            self._writer.control(f.Credit(self.call_id, need))
+        self._assembly.add(frame.body)
+        self._finish_if_whole()
 
-    async def _next(self) -> list[f.Frame] | None:
-        while True:
-            if self._partial_since is None:
-                data = await self._stream.receive_some(_READ_BYTES)
-            else:
-                data = b""
-                with trio.CancelScope(deadline=self._partial_since + self._config.frame_timeout_s) as scope:
-                    data = await self._stream.receive_some(_READ_BYTES)
-                if scope.cancelled_caught:
-                    raise RemoteProtocolError(f"a frame was not complete within {self._config.frame_timeout_s} s")
-            if not data:
-                if self._decoder.is_partial:
-                    raise StreamBroken("the stream ended within a frame")
+    def data(self, data: bytes | memoryview) -> None:
+        """More of the message that has begun. Raises RemoteProtocolError."""
+        if self._assembly is None:
+            raise RemoteProtocolError("data outside of a message")
+        self.intake.came(len(data))
+        self._assembly.add(data)
+        self._finish_if_whole()
+
+    def _finish_if_whole(self) -> None:
+        assembly = self._assembly
+        if assembly is not None and assembly.is_whole:
+            self.queue.append((assembly.body, assembly.size + f.MESSAGE_COST, self._cost))
+            self._assembly, self._cost = None, 0
+            self._wake()
+
+    def end(self, error: MeshError | None = None) -> None:
+        """No more messages; with an error, none of the waiting ones either. Raises RemoteProtocolError within one."""
+        if error is None and self._assembly is not None:
+            raise RemoteProtocolError("the stream ended within a message")
+        self.is_over = True
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    async def next(self) -> bytearray | None:
+        """The next message; None at the end. Raises the stream's error. One reader at a time."""
+        while not self.queue or self.error is not None:
+            if self.error is not None:
+                raise self.error
+            if self.is_over:
+                await trio.lowlevel.checkpoint()
                 return None
-            self._metrics.bytes_in += len(data)
-            frames = self._decoder.feed(data)
-            if not self._decoder.is_partial:
-                self._partial_since = None
-            elif frames or self._partial_since is None:
-                self._partial_since = trio.current_time()
-            if frames:
-                self.last_frame = trio.current_time()
-                return frames
-
-    def took(self, body: bytes) -> None:
-        """Return window for body bytes, a third of a window at a time."""
-        self._unreturned += len(body)
-        if self._unreturned * 3 >= f.WINDOW_BYTES:
-            self._writer.control(f.Credit(0, self._unreturned))
-            self._unreturned = 0
+            self._changed = trio.Event()
+            await self._changed.wait()
+        body, cost, reserved = self.queue.popleft()
+        grant = self.intake.took(cost)
+        if reserved:
+            self._reserve(-reserved)
+        if grant and not self.is_over:
+            self._writer.control(f.Credit(self.call_id, grant))
+        return body
 
 
-async def _watch(reader: _FrameReader, writer: FrameWriter, config: RpcConfig, idle_s: float, *, is_used: Used) -> None:
-    """Return when the channel is idle. Raises StreamBroken when a write waits too long.
-
-    One task that sleeps, in place of a timeout around every read and write: those are most of what a call costs."""
-    while True:
-        now = trio.current_time()
-        idle_at = reader.last_frame + idle_s
-        if now >= idle_at:
-            if not is_used():
-                return
-            idle_at = now + idle_s
-        if writer.writing_since is not None and now >= writer.writing_since + config.write_timeout_s:
-            raise StreamBroken(f"the peer read nothing for {config.write_timeout_s} s")
-        # A stalled write is noticed after one to two timeouts.
-        await trio.sleep_until(min(idle_at, now + config.write_timeout_s))
-
-
-Used = Callable[[], bool]
-
-
-class _Stale:
-    """How many more body bytes may come for messages nobody waits for any more."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    def expect(self, amount: int) -> None:
-        """Bytes the sender may have been sending when the message was given up."""
-        self._bytes += max(0, amount)
-
-    def take(self, amount: int) -> None:
-        """Raises RemoteProtocolError when nobody can have allowed these bytes."""
-        self._bytes -= amount
-        if self._bytes < 0:
-            raise RemoteProtocolError("data for a call that is over or never was")
+def _body_bytes(buffers: Buffers) -> int:
+    return sum(map(len, buffers))
 
 
 # --- calling --------------------------------------------------------------------------------------------------
-
-
-class _Call:
-    """One call of ours in flight."""
-
-    __slots__ = ("body", "body_size", "done", "error", "limit", "message")
-
-    def __init__(self, message: Outgoing, limit: int) -> None:
-        self.message = message
-        self.limit = limit
-        self.body = bytearray()
-        self.body_size = -1  # no head of the response yet
-        self.error: MeshError | None = None
-        self.done = trio.Event()
 
 
 class NotSent(StreamBroken):
     """The channel broke before the first byte of the request went out: trying again is safe."""
 
 
+class OutboundCall:
+    """One call of ours in flight."""
+
+    __slots__ = ("_limit", "answer", "channel", "done", "error", "granted", "inbox", "sender")
+
+    def __init__(self, channel: CallingChannel, sender: Sender, limit: int, inbox: Inbox | None) -> None:
+        self.channel = channel
+        self.sender = sender
+        self.inbox = inbox
+        """Where answers of a stream arrive; None for one answer."""
+        self.answer: _Assembly | None = None
+        self.error: MeshError | None = None
+        self.granted = sender.credit.left
+        """Bytes of the one answer that may come in all."""
+        self.done = trio.Event()
+        self._limit = limit
+
+    async def send(self, buffers: Buffers) -> None:
+        """One message of a stream of requests; waits while too much of it is unsent. Raises the call's error."""
+        size = _body_bytes(buffers)
+        self._check()
+        self.sender.add(f.Message(self.sender.call_id, 0), buffers, size)
+        await trio.lowlevel.checkpoint()
+        await self.sender.drain(self.channel.limits.max_frame_bytes * 2)
+        self._check()
+
+    def end(self) -> None:
+        """No more requests."""
+        if self.error is None and not self.done.is_set():
+            self.sender.add(f.End(self.sender.call_id))
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.done.is_set():
+            raise StreamBroken("the call has ended: its answer is there")
+
+    async def result(self) -> bytearray:
+        """The one answer, or the end of a stream of answers. Raises the call's error."""
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.answer.body if self.answer is not None else bytearray()
+
+    def on_reply(self, frame: f.Reply, writer: LinkWriter) -> bool:
+        """The head of the end came. Says whether the call is over."""
+        if self.answer is not None:
+            raise RemoteProtocolError(f"a second answer to call {frame.call_id}")
+        if frame.code:
+            self.error = error_of(
+                Status(frame.code, frame.reason, frame.message, frame.retryable, frame.details)
+            )
+            return True
+        if self.inbox is not None:
+            if frame.size:
+                raise RemoteProtocolError("an answer in one piece to a call that asked for a stream")
+            self.inbox.end()
+            return True
+        if frame.size > self._limit:
+            peer = self.channel.peer.short
+            self.error = RemoteProtocolError(f"{peer} answers {frame.size} bytes, the limit is {self._limit}")
+            writer.control(f.Cancel(frame.call_id))
+            self.channel.stale.expect(self.channel.limits.first_credit_bytes - len(frame.body))
+            return True
+        first = self.channel.limits.first_credit_bytes
+        self.answer = _Assembly(frame.size, allocate=frame.size)
+        if frame.size > first:
+            self.granted += frame.size - first
+            writer.control(f.Credit(frame.call_id, frame.size - first))
+        return self.on_data(frame.body)
+
+    def on_data(self, data: bytes | memoryview) -> bool:
+        """Says whether the call is over."""
+        if self.inbox is not None:
+            self.inbox.data(data)
+            return False
+        if self.answer is None:
+            raise RemoteProtocolError("data before its answer")
+        self.answer.add(data)
+        return self.answer.is_whole
+
+    @property
+    def may_still_come(self) -> int:
+        """Bytes the peer may be sending for it."""
+        if self.inbox is not None:
+            return self.inbox.intake.outstanding
+        return self.granted - (self.answer.have if self.answer is not None else 0)
+
+
 class CallingChannel:
-    """The channel we opened to a peer for our calls."""
+    """A channel we opened to a peer for our calls."""
 
     def __init__(
-        self, peer: PeerID, config: RpcConfig, metrics: RpcMetrics, *, idle_s: float, last_used: float
+        self,
+        peer: PeerID,
+        limits: LinkLimits,
+        config: RpcConfig,
+        metrics: RpcMetrics,
+        *,
+        idle_s: float,
+        last_used: float,
     ) -> None:
         self.peer = peer
+        self.limits = limits
         self.ready = trio.Event()
         """Set when calls can start, or never will (`closed`)."""
         self.closed: MeshError | None = None
@@ -296,13 +268,24 @@ class CallingChannel:
         self._config = config
         self._metrics = metrics
         self._idle_s = idle_s
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, OutboundCall] = {}
         self._last_id = 0
         self._slots = trio.Semaphore(config.max_calls_per_channel)
-        self._stale = _Stale()
-        self._writer: FrameWriter | None = None
+        self.stale = Stale()
+        """What may still come for calls that we gave up."""
+        self._writer: LinkWriter | None = None
         self.waiting = 0
         """Calls in flight or waiting for a slot."""
+
+    @property
+    def calls_made(self) -> int:
+        """Calls since it was opened."""
+        return self._last_id
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls can start now."""
+        return self._writer is not None and self.closed is None and not self.scope.cancel_called
 
     async def run(
         self, open_stream: Callable[[], Awaitable[Stream]], on_violation: Callable[[MeshError], None]
@@ -314,13 +297,13 @@ class CallingChannel:
             with self.scope:
                 stream = await open_stream()
                 self._metrics.channels_opened += 1
-                self._writer = writer = FrameWriter(stream, self._config, self._metrics)
+                self._writer = writer = LinkWriter(stream, self.limits, self._config, self._metrics)
+                reader = LinkReader(stream, writer, self._config, self._metrics)
                 self.ready.set()
-                reader = _FrameReader(stream, self._writer, self._config, self._metrics)
-                await _until_first(
-                    lambda: self._read(reader),
-                    self._writer.run,
-                    lambda: _watch(reader, writer, self._config, self._idle_s, is_used=lambda: self.waiting > 0),
+                await until_first(
+                    lambda: self._read(reader, writer),
+                    writer.run,
+                    lambda: watch(reader, writer, self._config, self._idle_s, is_used=lambda: self.waiting > 0),
                 )
         except RemoteProtocolError as violation:
             error = violation
@@ -337,121 +320,110 @@ class CallingChannel:
         self.closed = error
         self.ready.set()
         for call in self._calls.values():
-            call.error = error if call.message.started else NotSent(str(error))
-            call.done.set()
+            self._conclude(call, error if call.sender.started else NotSent(str(error)))
         self._calls.clear()
 
-    async def call(self, protocol: str, method: str, body: bytes, *, deadline: float, max_response_bytes: int) -> bytes:
-        """One call; returns the body of its answer.
-
-        Raises NotSent, StreamBroken, RemoteFailure, NotAuthorized, RequestTimeout (the peer's own),
-        RemoteProtocolError. Cancelled: the peer is told, and its handler cancelled."""
+    async def reserve(self) -> None:
+        """Wait for a place among the calls in flight; `release` gives it back."""
         self.waiting += 1
         try:
             try:
                 self._slots.acquire_nowait()
             except trio.WouldBlock:
                 await self._slots.acquire()
-            try:
-                if self.closed is not None or self._writer is None:
-                    raise NotSent(str(self.closed))
-                self._last_id = call_id = self._last_id + 1
-                timeout_ms = max(1, min(f.MAX_TIMEOUT_MS, int((deadline - trio.current_time()) * 1000)))
-                head = f.Request(call_id, protocol, method, timeout_ms, 0, b"")
-                call = self._calls[call_id] = _Call(Outgoing(head, body), max_response_bytes)
-                self._writer.add(call.message)
-                try:
-                    await call.done.wait()
-                finally:
-                    self._forget(call)
-            finally:
-                self._slots.release()
-        finally:
+        except BaseException:
             self.waiting -= 1
-            self.last_used = trio.current_time()
-        if call.error is not None:
-            raise call.error
-        return bytes(call.body)
+            raise
 
-    def _forget(self, call: _Call) -> None:
-        """Stop sending and waiting; tell the peer unless the answer was complete."""
-        message = call.message
-        if self._calls.pop(message.call_id, None) is None:
-            return  # over already
-        assert self._writer is not None
-        self._writer.drop(message)
-        if message.started:
-            self._writer.control(f.Cancel(message.call_id))
-            known = call.body_size if call.body_size >= 0 else f.FIRST_CREDIT_BYTES
-            self._stale.expect(known - len(call.body))
+    def release(self) -> None:
+        """Give the place back."""
+        self._slots.release()
+        self.waiting -= 1
+        self.last_used = trio.current_time()
 
-    def _finish(self, call: _Call, error: MeshError | None) -> None:
+    def begin(self, head: f.Call, buffers: Buffers, *, deadline: float, max_response_bytes: int) -> OutboundCall:
+        """Start a call; a place must be held. `head` lacks its id, timeout and size. Raises NotSent."""
+        if self.closed is not None or self._writer is None:
+            raise NotSent(str(self.closed))
+        self._last_id = call_id = self._last_id + 1
+        timeout_ms = max(1, min(f.MAX_TIMEOUT_MS, int((deadline - trio.current_time()) * 1000)))
+        sender = Sender(self._writer, call_id)
+        inbox = None
+        if head.shape & f.Shape.ANSWERS:
+            first = self.limits.stream_window_bytes
+            inbox = Inbox(self._writer, call_id, max_response_bytes, first=first, reserve=_no_reserve)
+        call = self._calls[call_id] = OutboundCall(self, sender, max_response_bytes, inbox)
+        head = head._replace(call_id=call_id, timeout_ms=timeout_ms)
+        sender.add(head, buffers, _body_bytes(buffers))
+        return call
+
+    def forget(self, call: OutboundCall) -> None:
+        """Stop sending and waiting; tell the peer unless the call is over."""
+        sender = call.sender
+        if self._calls.pop(sender.call_id, None) is None:
+            return
+        sender.drop()
+        if sender.started and self._writer is not None and self.closed is None:
+            self._writer.control(f.Cancel(sender.call_id))
+            self.stale.expect(call.may_still_come)
+
+    def _finish(self, call: OutboundCall) -> None:
+        del self._calls[call.sender.call_id]
+        self._conclude(call, call.error)
+
+    def _conclude(self, call: OutboundCall, error: MeshError | None) -> None:
         call.error = error
+        call.sender.drop()  # requests that were not sent are not wanted any more
+        if call.inbox is not None and error is not None:
+            call.inbox.end(error)
         call.done.set()
-        del self._calls[call.message.call_id]
-        if call.message.left and self._writer is not None:
-            self._writer.drop(call.message)  # refused before it had all of it
 
-    async def _read(self, reader: _FrameReader) -> None:
-        assert self._writer is not None
+    async def _read(self, reader: LinkReader, writer: LinkWriter) -> None:
         while True:
             frames = await reader.next()
             if frames is None:
                 raise StreamBroken(f"{self.peer.short} closed the channel")
             for frame in frames:
                 match frame:
-                    case f.Response():
-                        reader.took(frame.body)
-                        self._on_response(frame, self._writer)
-                    case f.Data():
-                        reader.took(frame.body)
-                        self._on_data(frame)
-                    case f.Credit():
-                        self._writer.credit(frame.call_id, frame.amount)
-                    case f.Cancel():
-                        call = self._calls.get(frame.call_id)
+                    case f.Reply() | f.Data() | f.Message():
+                        reader.took(len(frame.body))
+                        self._on_answer(frame, writer)
+                    case f.Credit(0, amount):
+                        writer.give_back(amount)
+                    case f.Credit(call_id, amount):
+                        call = self._calls.get(call_id)
                         if call is not None:
-                            self._finish(call, error_of(Status(TIMEOUT, "", "the peer gave the answer up", True)))
-                    case f.Request():
-                        raise RemoteProtocolError("a request on a channel that is not the peer's")
+                            call.sender.grant(amount)
+                    case f.Cancel(call_id):
+                        call = self._calls.get(call_id)
+                        if call is not None:
+                            call.error = error_of(Status(TIMEOUT, "", "the peer gave the answer up", True))
+                            self._finish(call)
+                    case _:
+                        raise RemoteProtocolError(f"a {type(frame).__name__.lower()} on a channel that is not the peer's")
 
-    def _on_response(self, frame: f.Response, writer: FrameWriter) -> None:
+    def _on_answer(self, frame: f.Reply | f.Data | f.Message, writer: LinkWriter) -> None:
         call = self._calls.get(frame.call_id)
         if call is None:
             if frame.call_id > self._last_id:
                 raise RemoteProtocolError(f"an answer to call {frame.call_id}, which was never made")
-            self._stale.take(len(frame.body))
+            self.stale.take(len(frame.body) + (f.MESSAGE_COST if type(frame) is f.Message else 0))
             return
-        if call.body_size >= 0:
-            raise RemoteProtocolError(f"a second answer to call {frame.call_id}")
-        if frame.code:
-            self._finish(call, error_of(Status(frame.code, frame.reason, frame.message, frame.retryable)))
-            return
-        if frame.body_size > call.limit:
-            self._finish(
-                call,
-                RemoteProtocolError(f"{self.peer.short} answers {frame.body_size} bytes, the limit is {call.limit}"),
-            )
-            writer.control(f.Cancel(frame.call_id))
-            self._stale.expect(f.FIRST_CREDIT_BYTES - len(frame.body))
-            return
-        call.body_size = frame.body_size
-        call.body += frame.body
-        if len(call.body) == call.body_size:
-            self._finish(call, None)
-        elif call.body_size > f.FIRST_CREDIT_BYTES:
-            writer.control(f.Credit(frame.call_id, call.body_size - f.FIRST_CREDIT_BYTES))
+        if type(frame) is f.Data:
+            is_over = call.on_data(frame.body)
+        elif type(frame) is f.Reply:
+            is_over = call.on_reply(frame, writer)
+        else:
+            if call.inbox is None:
+                raise RemoteProtocolError("a stream of answers to a call that asked for one")
+            call.inbox.begin(frame)  # type: ignore[arg-type]
+            is_over = False
+        if is_over:
+            self._finish(call)
 
-    def _on_data(self, frame: f.Data) -> None:
-        call = self._calls.get(frame.call_id)
-        if call is None:
-            self._stale.take(len(frame.body))
-            return
-        if len(call.body) + len(frame.body) > call.body_size:
-            raise RemoteProtocolError(f"more data than announced for call {frame.call_id}")
-        call.body += frame.body
-        if len(call.body) == call.body_size:
-            self._finish(call, None)
+
+def _no_reserve(amount: int) -> None:
+    """A caller asked for its answers: what they need is bounded by the method's limit and the calls per channel."""
 
 
 # --- answering ------------------------------------------------------------------------------------------------
@@ -461,9 +433,15 @@ class Admission(Protocol):
     """A call that was let in: holds a place in its method until released."""
 
     timeout_s: float
+    max_request_bytes: int
 
-    async def answer(self, call: InboundCall) -> bytes:
-        """Authorize, take the body, run the method. Raises MeshError for the caller."""
+    async def answer(self, call: InboundCall) -> Buffers:
+        """Authorize, take the requests, run the method; returns the one answer, or nothing after a stream of them.
+        Raises MeshError for the caller."""
+        ...
+
+    async def recheck(self) -> None:
+        """Raises NotAuthorized when the caller may not go on."""
         ...
 
     def release(self) -> None:
@@ -474,7 +452,7 @@ class Admission(Protocol):
 class Service(Protocol):
     """What an AnsweringChannel asks."""
 
-    def admit(self, remote: PeerID, request: f.Request) -> Admission:
+    def admit(self, remote: PeerID, request: f.Call) -> Admission:
         """Whether there is such a method, with room and for this size. Raises RemoteFailure."""
         ...
 
@@ -490,47 +468,111 @@ class Service(Protocol):
 class InboundCall:
     """A call being answered."""
 
-    def __init__(self, channel: AnsweringChannel, request: f.Request, deadline: float) -> None:
+    def __init__(self, channel: AnsweringChannel, request: f.Call, admission: Admission, deadline: float) -> None:
         self.remote = channel.stream.remote
         self.request = request
         self.deadline = deadline
+        self.admission = admission
         self.scope = trio.CancelScope(deadline=deadline)
-        self.body = bytearray(request.body)
-        self.granted = min(request.body_size, f.FIRST_CREDIT_BYTES)
+        self.sender = Sender(channel.writer, request.call_id)
         self.reserved = 0
         self.is_cancelled = False
-        self.complete = trio.Event()
+        self.refused: NotAuthorized | None = None
+        """Set when the caller lost its right while the call went on."""
         self._channel = channel
-        if len(self.body) == request.body_size:
-            self.complete.set()
+        self._whole: trio.Event | None = None
+        first = channel.limits.first_credit_bytes
+        self.inbox: Inbox | None = None
+        self.body: _Assembly | None = None
+        if request.shape & f.Shape.ANSWERS:
+            self.sender.credit.left = channel.limits.stream_window_bytes
+        if request.shape & f.Shape.REQUESTS:
+            self.inbox = Inbox(
+                channel.writer,
+                request.call_id,
+                admission.max_request_bytes,
+                first=first,
+                reserve=lambda amount: channel.reserve(self, amount),
+            )
+            self.intake = self.inbox.intake
+        else:
+            self.intake = Intake(min(first, request.size))
+            self.body = _Assembly(request.size, allocate=first)
+            self.on_data(request.body)
 
-    async def receive_body(self) -> bytearray:
-        """The whole body: from here on the caller may send all of it. Raises RemoteFailure `busy`."""
-        rest = self.request.body_size - self.granted
-        if rest > 0:
-            self._channel.reserve(self, rest)
-            self.granted += rest
-            self._channel.writer.control(f.Credit(self.request.call_id, rest))
-        await self.complete.wait()
-        return self.body
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Bytes of a request came. Raises RemoteProtocolError."""
+        if self.body is None:
+            assert self.inbox is not None
+            self.inbox.data(data)
+            return
+        self.intake.came(len(data))
+        self.body.add(data)
+        if self._whole is not None and self.body.is_whole:
+            self._whole.set()
+
+    async def receive(self) -> bytearray:
+        """The one request: from here on the caller may send all of it. Raises RemoteFailure `busy`."""
+        body = self.body
+        assert body is not None
+        if not body.is_whole:
+            grant = self.intake.need(body.size - body.have)
+            if grant:
+                self._channel.reserve(self, grant)
+                body.expand()
+                self._channel.writer.control(f.Credit(self.request.call_id, grant))
+            if not body.is_whole:
+                self._whole = trio.Event()
+                await self._whole.wait()
+        return body.body
+
+    def open_inbox(self) -> Inbox:
+        """The stream of requests: from here on the caller may send a window of it. Raises RemoteFailure `busy`."""
+        inbox = self.inbox
+        assert inbox is not None
+        grant = inbox.intake.took(0)
+        if grant:
+            self._channel.reserve(self, grant)
+            self._channel.writer.control(f.Credit(self.request.call_id, grant))
+        return inbox
+
+    async def send(self, buffers: Buffers) -> None:
+        """One answer of a stream; waits while too much of it is unsent."""
+        self.sender.add(f.Message(self.request.call_id, 0), buffers, _body_bytes(buffers))
+        await trio.lowlevel.checkpoint()
+        await self.sender.drain(self._channel.limits.max_frame_bytes * 2)
+
+    def refuse(self, error: NotAuthorized) -> None:
+        """End the call because its caller may not go on."""
+        self.refused = error
+        self.scope.cancel()
 
 
 class AnsweringChannel:
     """A channel a peer opened to us: reads its calls, runs each in a task of its own."""
 
-    def __init__(self, stream: Stream, service: Service, config: RpcConfig, metrics: RpcMetrics, *, now: float) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        limits: LinkLimits,
+        service: Service,
+        config: RpcConfig,
+        metrics: RpcMetrics,
+        *,
+        now: float,
+    ) -> None:
         self.stream = stream
+        self.limits = limits
         self.config = config
         self.scope = trio.CancelScope()
         self.last_used = now
         self._service = service
         self._metrics = metrics
-        self.writer = FrameWriter(stream, config, metrics)
+        self.writer = LinkWriter(stream, limits, config, metrics)
         self.calls: dict[int, InboundCall] = {}
         self._last_id = 0
         self._reserved = 0
-        self._refusals = 0
-        self._stale = _Stale()
+        self._stale = Stale()
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -541,11 +583,11 @@ class AnsweringChannel:
         with self.scope:
             async with trio.open_nursery() as self._nursery:
                 try:
-                    reader = _FrameReader(self.stream, self.writer, self.config, self._metrics)
-                    await _until_first(
+                    reader = LinkReader(self.stream, self.writer, self.config, self._metrics)
+                    await until_first(
                         lambda: self._read(reader),
                         self.writer.run,
-                        lambda: _watch(
+                        lambda: watch(
                             reader,
                             self.writer,
                             self.config,
@@ -560,14 +602,15 @@ class AnsweringChannel:
             raise failure
 
     def reserve(self, call: InboundCall, amount: int) -> None:
-        """Take buffer space for a call, of this channel's share and the node's. Raises RemoteFailure `busy`."""
-        if self._reserved + amount > self.config.max_buffered_bytes_per_channel:
+        """Take buffer space for a call, of this channel's share and the node's (negative gives back). Raises
+        RemoteFailure `busy`."""
+        if amount > 0 and self._reserved + amount > self.config.max_buffered_bytes_per_channel:
             raise error_of(Status(BUSY, "", "too many bytes on their way on this channel", True))
         self._service.reserve(amount)
         self._reserved += amount
         call.reserved += amount
 
-    async def _read(self, reader: _FrameReader) -> None:
+    async def _read(self, reader: LinkReader) -> None:
         while True:
             frames = await reader.next()
             if frames is None:
@@ -575,28 +618,41 @@ class AnsweringChannel:
             self.last_used = trio.current_time()
             for frame in frames:
                 match frame:
-                    case f.Request():
-                        reader.took(frame.body)
-                        self._on_request(frame)
-                    case f.Data():
-                        reader.took(frame.body)
-                        self._on_data(frame)
-                    case f.Credit():
-                        self.writer.credit(frame.call_id, frame.amount)
-                    case f.Cancel():
-                        call = self.calls.get(frame.call_id)
+                    case f.Call():
+                        reader.took(len(frame.body))
+                        self._on_call(frame)
+                    case f.Data() | f.Message():
+                        reader.took(len(frame.body))
+                        self._on_body(frame)
+                    case f.Credit(0, amount):
+                        self.writer.give_back(amount)
+                    case f.Credit(call_id, amount):
+                        call = self.calls.get(call_id)
+                        if call is not None:
+                            call.sender.grant(amount)
+                    case f.End(call_id):
+                        call = self.calls.get(call_id)
+                        if call is not None and call.inbox is not None:
+                            if call.inbox.is_over:
+                                raise RemoteProtocolError("a stream of requests ends twice")
+                            call.inbox.end()
+                        elif call is not None or call_id > self._last_id:
+                            raise RemoteProtocolError(f"ends the stream of call {call_id}, which has none")
+                    case f.Cancel(call_id):
+                        call = self.calls.get(call_id)
                         if call is not None:
                             call.is_cancelled = True
                             call.scope.cancel()
-                        elif frame.call_id > self._last_id:
-                            raise RemoteProtocolError(f"cancels call {frame.call_id}, which was never made")
-                    case f.Response():
+                        elif call_id > self._last_id:
+                            raise RemoteProtocolError(f"cancels call {call_id}, which was never made")
+                    case f.Reply():
                         raise RemoteProtocolError("an answer on the peer's own channel")
 
-    def _on_request(self, request: f.Request) -> None:
+    def _on_call(self, request: f.Call) -> None:
         if request.call_id <= self._last_id:
             raise RemoteProtocolError(f"call id {request.call_id} after {self._last_id}: ids must rise")
-        if len(request.body) > f.FIRST_CREDIT_BYTES:
+        first = self.limits.first_credit_bytes
+        if len(request.body) > first:
             raise RemoteProtocolError("more data than its credit allows")
         self._last_id = request.call_id
         self._metrics.calls_in += 1
@@ -607,88 +663,79 @@ class AnsweringChannel:
                 raise error_of(Status(BUSY, "", f"more than {len(self.calls)} calls at once", True))
             admission = self._service.admit(self.stream.remote, request)
             now = trio.current_time()
-            call = InboundCall(self, request, now + min(request.timeout_ms / 1000, admission.timeout_s))
-            self.reserve(call, call.granted)
+            timeout_s = min(request.timeout_ms / 1000, admission.timeout_s)
+            call = InboundCall(self, request, admission, now + timeout_s)
+            self.reserve(call, call.intake.outstanding + call.intake.held)
+        except RemoteProtocolError:
+            if admission is not None:
+                admission.release()
+            raise
         except MeshError as error:
             if admission is not None:
                 admission.release()
-            self._stale.expect(min(request.body_size, f.FIRST_CREDIT_BYTES) - len(request.body))
+            may_come = first if request.shape & f.Shape.REQUESTS else min(request.size, first)
+            self._stale.expect(may_come - len(request.body))
             self._refuse(request, self._service.status_of_exception(error, f"{request.protocol} {request.method}"))
             return
         self.calls[request.call_id] = call
-        self._nursery.start_soon(self._answer, call, admission)
+        self._nursery.start_soon(self._answer, call)
 
-    def _refuse(self, request: f.Request, status: Status) -> None:
+    def _refuse(self, request: f.Call, status: Status) -> None:
         """Answer without a task; the queue of answers is bounded, and a caller who does not read them is cut off."""
         self._metrics.count_error(self._metrics.errors_in, status.code)
-        self.writer.add(Outgoing(f.Response(request.call_id, *status, 0, b""), b""))
+        Sender(self.writer, request.call_id).add(_reply(request.call_id, status))
 
-    def _on_data(self, frame: f.Data) -> None:
+    def _on_body(self, frame: f.Data | f.Message) -> None:
         call = self.calls.get(frame.call_id)
-        if call is None or call.complete.is_set():
-            self._stale.take(len(frame.body))
-            return
-        if len(call.body) + len(frame.body) > call.granted:
-            raise RemoteProtocolError(f"more data than granted for call {frame.call_id}")
-        call.body += frame.body
-        if len(call.body) == call.request.body_size:
-            call.complete.set()
+        cost = f.MESSAGE_COST if type(frame) is f.Message else 0
+        if call is None:
+            self._stale.take(len(frame.body) + cost)
+        elif not cost:
+            call.on_data(frame.body)
+        elif call.inbox is None or call.inbox.is_over:
+            raise RemoteProtocolError("a message outside of a stream of requests")
+        else:
+            try:
+                call.inbox.begin(frame)  # type: ignore[arg-type]
+            except MeshError as error:
+                if isinstance(error, RemoteProtocolError):
+                    raise
+                call.inbox.end(error)  # no memory for it: the method's next read raises
 
-    async def _answer(self, call: InboundCall, admission: Admission) -> None:
+    async def _answer(self, call: InboundCall) -> None:
         request = call.request
+        where = f"{request.protocol} {request.method}"
         status = Status(TIMEOUT, "", "the method did not finish in time", True)
-        message: Outgoing | None = None
         try:
             try:
                 with call.scope:
-                    body = await admission.answer(call)
+                    buffers = await call.admission.answer(call)
                     status = OK
-                    message = self._queue(request.call_id, OK, body)
-                    await message.done.wait()
+                    size = _body_bytes(buffers)
+                    call.sender.add(_reply(request.call_id, OK), buffers, size)
+                    if size > _UNWATCHED_BYTES or len(call.sender.messages) > 1:
+                        await call.sender.drain()
             except BaseException as error:  # noqa: BLE001 - a handler's failure is an answer, never ours
-                status = self._service.status_of_exception(error, f"{request.protocol} {request.method}")
+                status = self._service.status_of_exception(error, where)
+            if call.refused is not None:
+                status = self._service.status_of_exception(call.refused, where)
             if status.code:
                 self._metrics.count_error(self._metrics.errors_in, status.code)
                 if not call.is_cancelled:
-                    message = self._queue(request.call_id, status, b"")
-                    call.scope = trio.CancelScope(deadline=trio.current_time() + self.config.write_timeout_s)
-                    with call.scope:
-                        await message.done.wait()
-            if message is not None and not message.done.is_set():
-                self._give_up(message, call)
+                    call.sender.drop()
+                    call.sender.add(_reply(request.call_id, status))
+            elif call.sender.messages and call.scope.cancelled_caught and not call.is_cancelled:
+                call.sender.drop()
+                self.writer.control(f.Cancel(request.call_id))
         finally:
+            if call.is_cancelled:
+                call.sender.drop()
             del self.calls[request.call_id]
-            admission.release()
+            call.admission.release()
             self._reserved -= call.reserved
             self._service.reserve(-call.reserved)
-            if not call.complete.is_set():
-                self._stale.expect(call.granted - len(call.body))
-
-    def _queue(self, call_id: int, status: Status, body: bytes) -> Outgoing:
-        message = Outgoing(f.Response(call_id, *status, 0, b""), body)
-        self.writer.add(message)
-        return message
-
-    def _give_up(self, message: Outgoing, call: InboundCall) -> None:
-        """An answer whose deadline passed, or that is no longer wanted, before all of it was sent."""
-        self.writer.drop(message)
-        if not call.is_cancelled:
-            self.writer.control(f.Cancel(message.call_id))
+            self._stale.expect(call.intake.outstanding)
 
 
-async def _until_first(*tasks: Callable[[], Awaitable[None]]) -> None:
-    """Run all until one returns, then cancel the others. Raises what the first failing one raised, unwrapped."""
-    failure: list[MeshError] = []
-
-    async def one(task: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await task()
-        except (NetworkError, RemoteProtocolError, LocalProtocolError) as error:
-            failure.append(error)
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for task in tasks:
-            nursery.start_soon(one, task)
-    if failure:
-        raise failure[0]
+def _reply(call_id: int, status: Status) -> f.Reply:
+    return f.Reply(call_id, *status, 0)

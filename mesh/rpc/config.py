@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mesh.peer import PeerID
+from mesh.rpc.replies import ReplyCacheConfig
+from mesh.rpc.standing import StandingConfig
 
-RPC_PROTOCOL: Final = "/mesh/rpc/1.0.0"
+RPC_PROTOCOL: Final = "/mesh/rpc/2.0.0"
 
 _MAX_COUNTED_CODES: Final = 64
 
@@ -46,8 +46,40 @@ class RpcConfig(BaseModel):
     """A channel of ours without calls for this long is closed (drawn from 0.75 to 1.25 of it)."""
     idle_in_s: float = Field(default=600.0, gt=0)
     """A channel of another's without a frame for this long is closed."""
-    max_violators: int = Field(default=1024, ge=1)
-    """Peers whose protocol violations are remembered, latest first."""
+    calls_per_s_per_peer: float = Field(default=10_000.0, gt=0)
+    """Calls one peer may make in the long run (a burst of a second's worth); further ones are answered `busy`."""
+    calls_per_s: float = Field(default=20_000.0, gt=0)
+    """The same for all peers together."""
+    max_rated_peers: int = Field(default=4096, ge=1)
+    """Peers whose rate is remembered."""
+    max_retries: int = Field(default=2, ge=0, le=10)
+    """How often a call that may be repeated is tried again within its deadline."""
+    retry_base_s: float = Field(default=0.1, gt=0)
+    """Longest pause before the first retry; doubled each time, drawn evenly between 0 and that."""
+    data_after_calls: int = Field(default=4, ge=1)
+    """Calls to a peer after which a data connection is opened to it; a stream or a large body asks for one at once."""
+    data_after_bytes: int = Field(default=64 * 1024, ge=1)
+    """Request bytes that count as large."""
+    data_wait_s: float = Field(default=1.0, ge=0)
+    """How long a stream or large call waits for a data connection that is being opened."""
+    data_idle_s: float = Field(default=60.0, gt=0)
+    """A data connection of ours without calls for this long is closed."""
+    data_retry_s: float = Field(default=60.0, gt=0)
+    """After a failure to open one, no other is tried for so long (doubled each time, up to 16 times)."""
+    standing: StandingConfig = StandingConfig()
+    replies: ReplyCacheConfig = ReplyCacheConfig()
+
+
+@dataclass(slots=True)
+class MethodMetrics:
+    """What one served method did."""
+
+    calls: int = 0
+    failures: int = 0
+    running: int = 0
+    seconds: float = 0.0
+    """From admission to the end of the answer, all calls together."""
+    slowest_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -56,15 +88,20 @@ class RpcMetrics:
 
     calls_out: int = 0
     calls_in: int = 0
-    calls_local: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     channels_opened: int = 0
+    data_opened: int = 0
+    """Of these, on data connections."""
     channels_accepted: int = 0
     channels_refused: int = 0
     violations: int = 0
     buffered_bytes: int = 0
     """Bytes of requests being received right now."""
+    retries: int = 0
+    hedges: int = 0
+    methods_in: dict[str, MethodMetrics] = field(default_factory=dict)
+    """By protocol and method, of calls to us. As many as are served."""
     errors_out: dict[str, int] = field(default_factory=dict)
     """Calls of ours that failed, by code or exception name."""
     errors_in: dict[str, int] = field(default_factory=dict)
@@ -75,24 +112,3 @@ class RpcMetrics:
         if code not in table and len(table) >= _MAX_COUNTED_CODES:
             code = "other"
         table[code] = table.get(code, 0) + 1
-
-
-class Violations:
-    """How often each peer broke the protocol; bounded, the longest quiet leave first."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._counts: OrderedDict[PeerID, int] = OrderedDict()
-
-    def add(self, peer: PeerID) -> None:
-        """Count one."""
-        self._counts[peer] = self._counts.pop(peer, 0) + 1
-        while len(self._counts) > self._limit:
-            self._counts.popitem(last=False)
-
-    def __getitem__(self, peer: PeerID) -> int:
-        return self._counts.get(peer, 0)
-
-    def items(self) -> tuple[tuple[PeerID, int], ...]:
-        """Peers and counts, the latest violator last."""
-        return tuple(self._counts.items())

@@ -3,9 +3,9 @@
     frame  = length:u32 header_length:u16 header body        (big endian; length counts what follows it)
     header = msgpack array [kind, call id, ...fields of the kind]
 
-A whole frame is at most MAX_FRAME_BYTES. A message (request or response) is one head frame, which announces the size
-of its body and carries the first part of it, and DATA frames with the rest. Kinds 6 to 15 are kept for streams of
-messages; a frame of an unknown kind is an error, so they need a new channel version on both sides.
+A call has two directions, each a sequence of messages. CALL opens it; it carries the one request, or announces that
+requests follow as MESSAGEs until END. REPLY ends it; it carries the one answer, or says how the answers that came as
+MESSAGEs ended. The body of a message begins in its head frame and goes on in DATA frames.
 Decoding raises RemoteProtocolError and nothing else, whatever the bytes.
 """
 
@@ -13,78 +13,114 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from mesh.errors import LocalProtocolError, RemoteProtocolError
 
-MAX_FRAME_BYTES: Final = 64 * 1024
-"""Whole frame with its length field: one yamux frame of py-libp2p."""
-MAX_HEADER_BYTES: Final = 1024
+MAX_HEADER_BYTES: Final = 1536
 MAX_PROTOCOL_CHARS: Final = 96
 MAX_METHOD_CHARS: Final = 64
 MAX_CODE_CHARS: Final = 64
 MAX_MESSAGE_BYTES: Final = 480
+MAX_DETAILS_BYTES: Final = 512
+MAX_KEY_BYTES: Final = 32
+TRACE_BYTES: Final = 24
 MAX_BODY_BYTES: Final = 1 << 30
 """No method may allow more than this in one message; each method's own limit is far lower."""
-MAX_TIMEOUT_MS: Final = 3_600_000
+MAX_TIMEOUT_MS: Final = 24 * 3_600_000
 MAX_CALL_ID: Final = (1 << 63) - 1
+MESSAGE_COST: Final = 64
+"""What a MESSAGE costs of its credit besides its body: so credit bounds the number of small messages too."""
 
 _PREFIX: Final = struct.Struct(">IH")
-_LENGTH: Final = struct.Struct(">I")
-MAX_BODY_PER_FRAME: Final = MAX_FRAME_BYTES - _PREFIX.size - MAX_HEADER_BYTES
-"""What fits beside any header."""
-WINDOW_BYTES: Final = 192 * 1024
-"""Body bytes on their way per channel and direction. Below yamux's first window of 256 KiB, so that a reader that
-stalls never runs into py-libp2p's 5 s reset of a write beyond the window. The receiver returns thirds of it."""
-FIRST_CREDIT_BYTES: Final = 32 * 1024
-"""What a message may send of its body before the receiver agreed to take it (authorized, not too large)."""
+_SMALL: Final = 6
+"""Bytes of the two length fields."""
 
 
 class Kind(enum.IntEnum):
     """First item of a header."""
 
-    REQUEST = 1
-    RESPONSE = 2
-    DATA = 3
-    CREDIT = 4
-    CANCEL = 5
+    CALL = 1
+    REPLY = 2
+    MESSAGE = 3
+    DATA = 4
+    END = 5
+    CREDIT = 6
+    CANCEL = 7
 
 
-class Request(NamedTuple):
-    """A call: `timeout_ms` is what is left of the caller's deadline, `body_size` the size of the whole message."""
+class Shape(enum.IntFlag):
+    """What a caller takes a method for. The answerer refuses a call of another shape than its method's."""
+
+    ONE = 0
+    """One request, which CALL carries; one answer, which REPLY carries."""
+    REQUESTS = 1
+    """Requests follow as MESSAGEs; CALL has no body."""
+    ANSWERS = 2
+    """Answers come as MESSAGEs; REPLY has no body."""
+    JSON = 4
+    """Bodies are JSON text: for people and programs without the method's models."""
+
+
+_MAX_SHAPE: Final = Shape.REQUESTS | Shape.ANSWERS | Shape.JSON
+
+
+class Call(NamedTuple):
+    """The head of a call. `timeout_ms` is what is left of the caller's deadline, `size` the request's bytes, `trace`
+    16 bytes of trace id and 8 of the call's own (or nothing), `key` the idempotency key (or nothing)."""
 
     call_id: int
     protocol: str
     method: str
     timeout_ms: int
-    body_size: int
-    body: bytes
+    shape: Shape
+    trace: bytes
+    key: bytes
+    size: int
+    body: bytes | memoryview = b""
 
 
-class Response(NamedTuple):
-    """The answer. `code` is empty for success; else a stable word, with a reason, text, and whether to try again."""
+class Reply(NamedTuple):
+    """The end of a call. `code` is empty for success; else a stable word, with a reason, text, whether to try again,
+    and details (JSON text or nothing)."""
 
     call_id: int
     code: str
     reason: str
     message: str
     retryable: bool
-    body_size: int
-    body: bytes
+    details: str
+    size: int
+    body: bytes | memoryview = b""
+
+
+class Message(NamedTuple):
+    """The head of one message of a stream."""
+
+    call_id: int
+    size: int
+    body: bytes | memoryview = b""
 
 
 class Data(NamedTuple):
     """The next part of a message's body, never empty."""
 
     call_id: int
-    body: bytes
+    body: bytes | memoryview
+
+
+class End(NamedTuple):
+    """From the caller: no more requests."""
+
+    call_id: int
 
 
 class Credit(NamedTuple):
-    """The sender of this frame lets the other send `amount` more body bytes: of that call, or with call id 0 the
-    channel's window back."""
+    """The sender of this frame lets the other send `amount` more bytes: of that call, or with call id 0 the channel's
+    window back."""
 
     call_id: int
     amount: int
@@ -96,114 +132,188 @@ class Cancel(NamedTuple):
     call_id: int
 
 
-Frame = Request | Response | Data | Credit | Cancel
+Frame = Call | Reply | Message | Data | End | Credit | Cancel
+Head = Call | Reply | Message
+"""Frames that begin a message."""
+
+
+def encode_head(frame: Frame, body_bytes: int) -> bytes:
+    """The frame's bytes up to its body of `body_bytes`. Raises LocalProtocolError for an oversized header."""
+    header: tuple[Any, ...]
+    match frame:
+        case Message(call_id, size, _):
+            header = (3, call_id, size)
+        case Data(call_id, _):
+            header = (4, call_id)
+        case Call(call_id, protocol, method, timeout_ms, shape, trace, key, size, _):
+            header = (1, call_id, protocol, method, timeout_ms, int(shape), trace, key, size)
+        case Reply(call_id, code, reason, message, retryable, details, size, _):
+            header = (2, call_id, code, reason, message, retryable, details, size)
+        case End(call_id):
+            header = (5, call_id)
+        case Credit(call_id, amount):
+            header = (6, call_id, amount)
+        case Cancel(call_id):
+            header = (7, call_id)
+    packed = msgpack.packb(header)
+    if len(packed) > MAX_HEADER_BYTES:
+        raise LocalProtocolError(f"a frame header of {len(packed)} bytes is over the limit of {MAX_HEADER_BYTES}")
+    return _PREFIX.pack(2 + len(packed) + body_bytes, len(packed)) + packed
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame's bytes. Raises LocalProtocolError when it breaks a limit above."""
-    body: bytes | memoryview = b""
-    header: tuple[Any, ...]
-    match frame:
-        case Data(call_id, body):
-            header = (3, call_id)
-        case Request(call_id, protocol, method, timeout_ms, size, body):
-            header = (1, call_id, protocol, method, timeout_ms, size)
-        case Response(call_id, code, reason, message, retryable, size, body):
-            header = (2, call_id, code, reason, message, retryable, size)
-        case Credit(call_id, amount):
-            header = (4, call_id, amount)
-        case Cancel(call_id):
-            header = (5, call_id)
-    packed = msgpack.packb(header)
-    length = 2 + len(packed) + len(body)
-    if len(packed) > MAX_HEADER_BYTES or length + 4 > MAX_FRAME_BYTES:
-        raise LocalProtocolError(
-            f"a frame of {length + 4} bytes (header {len(packed)}) is over the limit of {MAX_FRAME_BYTES}"
-        )
-    return b"".join((_PREFIX.pack(length, len(packed)), packed, body))
+    """The whole frame. Raises LocalProtocolError."""
+    body = getattr(frame, "body", b"")
+    return encode_head(frame, len(body)) + bytes(body)
 
 
 class FrameDecoder:
-    """Takes bytes as they come, gives whole frames. Holds at most one incomplete frame."""
+    """Takes bytes as they come and gives frames; holds at most one incomplete header.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    A body is given on as it comes, so a frame whose body is not there yet appears as its head and one or more Data. The
+    bodies are views of what was fed: copy them before feeding more.
+    """
+
+    def __init__(self, *, max_frame_bytes: int) -> None:
+        self._max_length = max_frame_bytes - 4
+        self._partial = bytearray()
+        self._call_id = 0
+        self._body_left = 0
+        """Bytes of the current frame's body that have not come yet."""
+        self.completed = 0
+        """Frames that have come whole."""
 
     @property
     def is_partial(self) -> bool:
         """Whether a frame has begun and not ended."""
-        return bool(self._buffer)
+        return bool(self._partial) or self._body_left > 0
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames completed by `data`, in order. Raises RemoteProtocolError; the decoder is spent then."""
-        buffer = self._buffer
-        buffer += data
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """What came complete, in order. Raises RemoteProtocolError; the decoder is spent then."""
         frames: list[Frame] = []
-        start, have = 0, len(buffer)
-        with memoryview(buffer) as view:
-            while have - start >= 4:
-                (length,) = _LENGTH.unpack_from(view, start)
-                if not 2 < length <= MAX_FRAME_BYTES - 4:
-                    raise RemoteProtocolError(f"a frame of {length} bytes (allowed: 3 to {MAX_FRAME_BYTES - 4})")
-                end = start + 4 + length
-                if end > have:
-                    break
-                with view[start + 4 : end] as payload:
-                    frames.append(decode(payload))
-                start = end
-        if start:
-            del buffer[:start]
+        view = memoryview(data).toreadonly()
+        start, end = 0, len(view)
+        if self._body_left and end:
+            start = min(self._body_left, end)
+            self._body_left -= start
+            self.completed += not self._body_left
+            frames.append(Data(self._call_id, view[:start]))
+        if self._partial and start < end:
+            # At most a prefix and one header are gathered here; whatever of `data` follows them stays where it is.
+            had = len(self._partial)
+            self._partial += view[start : start + _SMALL + MAX_HEADER_BYTES]
+            with memoryview(self._partial) as gathered:
+                header_end = self._check(gathered, 0, len(gathered))
+                if header_end:
+                    start += header_end - had
+                    length = int.from_bytes(gathered[:4], "big")
+                    header = bytes(gathered[_SMALL:header_end])
+            if not header_end:
+                return frames
+            self._partial.clear()
+            start = self._take(frames, header, length, view, start, end)
+        while start < end:
+            header_end = self._check(view, start, end)
+            if not header_end:
+                self._partial += view[start:end]
+                break
+            length = int.from_bytes(view[start : start + 4], "big")
+            header = view[start + _SMALL : header_end]
+            start = self._take(frames, header, length, view, header_end, end)
         return frames
 
+    def _check(self, view: memoryview, start: int, end: int) -> int:
+        """Where the header that begins at `start` ends; 0 when it has not all come."""
+        have = end - start
+        if have >= 4:
+            length = int.from_bytes(view[start : start + 4], "big")
+            if not 2 < length <= self._max_length:
+                raise RemoteProtocolError(f"a frame of {length} bytes (allowed: 3 to {self._max_length})")
+            if have >= _SMALL:
+                header_length = view[start + 4] << 8 | view[start + 5]
+                if not 0 < header_length <= min(MAX_HEADER_BYTES, length - 2):
+                    raise RemoteProtocolError(f"a frame header of {header_length} bytes in a frame of {length}")
+                if have >= _SMALL + header_length:
+                    return start + _SMALL + header_length
+        return 0
 
-def decode(payload: memoryview | bytes) -> Frame:
-    """One frame from what follows its length field. Raises RemoteProtocolError."""
-    if len(payload) < 3:
-        raise RemoteProtocolError(f"a frame of {len(payload)} bytes is too short")
-    header_length = payload[0] << 8 | payload[1]
-    if not 0 < header_length <= min(MAX_HEADER_BYTES, len(payload) - 2):
-        raise RemoteProtocolError(f"a frame header of {header_length} bytes in a frame of {len(payload)}")
+    def _take(
+        self, frames: list[Frame], header: bytes | memoryview, length: int, view: memoryview, start: int, end: int
+    ) -> int:
+        """Add the frame of this header with what is there of its body; returns where that ends."""
+        body_size = length - 2 - len(header)
+        stop = min(start + body_size, end)
+        frame = decode_header(header, body_size, view[start:stop])
+        self._body_left = start + body_size - stop
+        self.completed += not self._body_left
+        if self._body_left:
+            self._call_id = frame.call_id
+            if type(frame) is Data and not frame.body:
+                return stop
+        frames.append(frame)
+        return stop
+
+
+def decode_header(header: bytes | memoryview, body_size: int, body: bytes | memoryview) -> Frame:
+    """The frame of a header, in which `body` is what has come of its `body_size` bytes. Raises RemoteProtocolError."""
     try:
-        header = msgpack.unpackb(
-            payload[2 : 2 + header_length],
-            use_list=False,
-            max_array_len=8,
-            max_map_len=0,
-            max_bin_len=0,
-            max_ext_len=0,
+        fields = msgpack.unpackb(
+            header, use_list=False, max_array_len=9, max_map_len=0, max_bin_len=TRACE_BYTES + MAX_KEY_BYTES, max_ext_len=0
         )
     except (ValueError, OverflowError, RecursionError) as error:
         raise RemoteProtocolError(f"a frame header is not msgpack: {error}") from error
-    body = bytes(payload[2 + header_length :])
-    match header:
+    match fields:
         case (Kind.DATA, call_id):
-            if not body:
+            if not body_size:
                 raise RemoteProtocolError("a data frame without data")
             return Data(_call_id(call_id), body)
-        case (Kind.REQUEST, call_id, protocol, method, timeout_ms, size):
-            return Request(
+        case (Kind.MESSAGE, call_id, size):
+            return Message(_call_id(call_id), _int(size, body_size, MAX_BODY_BYTES), body)
+        case (Kind.CALL, call_id, protocol, method, timeout_ms, shape, trace, key, size):
+            shape = Shape(_int(shape, 0, _MAX_SHAPE))
+            return Call(
                 _call_id(call_id),
                 _text(protocol, MAX_PROTOCOL_CHARS, least=1),
                 _text(method, MAX_METHOD_CHARS, least=1),
                 _int(timeout_ms, 1, MAX_TIMEOUT_MS),
-                _int(size, len(body), MAX_BODY_BYTES),
+                shape,
+                _binary(trace, TRACE_BYTES, TRACE_BYTES),
+                _binary(key, 1, MAX_KEY_BYTES),
+                _int(size, body_size, 0 if shape & Shape.REQUESTS else MAX_BODY_BYTES),
                 body,
             )
-        case (Kind.RESPONSE, call_id, code, reason, message, bool(retryable), size):
-            return Response(
+        case (Kind.REPLY, call_id, code, reason, message, bool(retryable), details, size):
+            return Reply(
                 _call_id(call_id),
                 _text(code, MAX_CODE_CHARS),
                 _text(reason, MAX_CODE_CHARS),
                 _text(message, MAX_MESSAGE_BYTES),
                 retryable,
-                _int(size, len(body), 0 if code else MAX_BODY_BYTES),
+                _text(details, MAX_DETAILS_BYTES),
+                _int(size, body_size, 0 if code else MAX_BODY_BYTES),
                 body,
             )
-        case (Kind.CREDIT, call_id, amount) if not body:
+        case (Kind.CREDIT, call_id, amount) if not body_size:
             return Credit(_int(call_id, 0, MAX_CALL_ID), _int(amount, 1, MAX_BODY_BYTES))
-        case (Kind.CANCEL, call_id) if not body:
+        case (Kind.END, call_id) if not body_size:
+            return End(_call_id(call_id))
+        case (Kind.CANCEL, call_id) if not body_size:
             return Cancel(_call_id(call_id))
-    raise RemoteProtocolError(f"not a frame header: {str(header)[:80]!r}")
+    raise RemoteProtocolError(f"not a frame header: {str(fields)[:80]!r}")
+
+
+def pieces(buffers: Sequence[bytes | bytearray | memoryview], start: int, end: int) -> list[memoryview]:
+    """Bytes `start` to `end` of the buffers as if they were one, without copying."""
+    found = []
+    for buffer in buffers:
+        if end <= 0:
+            break
+        size = len(buffer)
+        if start < size:
+            found.append(memoryview(buffer)[max(0, start) : end])
+        start -= size
+        end -= size
+    return found
 
 
 def printable(text: str, max_bytes: int) -> str:
@@ -226,4 +336,10 @@ def _call_id(value: object) -> int:
 def _text(value: object, limit: int, *, least: int = 0) -> str:
     if type(value) is not str or not least <= len(value) <= limit:
         raise RemoteProtocolError(f"a frame field is {str(value)[:40]!r}, not text of {least} to {limit} characters")
+    return value
+
+
+def _binary(value: object, least: int, most: int) -> bytes:
+    if type(value) is not bytes or (value and not least <= len(value) <= most):
+        raise RemoteProtocolError(f"a frame field is {str(value)[:40]!r}, not {least} to {most} bytes")
     return value

@@ -1,4 +1,4 @@
-"""Errors over the wire: exception to (code, reason, message, retryable) and back. PURE.
+"""Errors over the wire: exception to (code, reason, message, retryable, details) and back. PURE.
 
 Codes of the RPC layer itself are below; a MeshError of a servicer travels as its class name in kebab-case
 (`RecordRejected` → `record-rejected`), a RemoteFailure with the code it has, anything else as `internal` without text.
@@ -6,7 +6,9 @@ Codes of the RPC layer itself are below; a MeshError of a servicer travels as it
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from mesh.errors import (
@@ -19,7 +21,7 @@ from mesh.errors import (
     RpcError,
     StoreFull,
 )
-from mesh.rpc.frame import MAX_CODE_CHARS, MAX_MESSAGE_BYTES, printable
+from mesh.rpc.frame import MAX_CODE_CHARS, MAX_DETAILS_BYTES, MAX_MESSAGE_BYTES, printable
 
 NOT_AUTHORIZED: Final = "not-authorized"
 UNKNOWN_METHOD: Final = "unknown-method"
@@ -39,6 +41,8 @@ class Status(NamedTuple):
     reason: str = ""
     message: str = ""
     retryable: bool = False
+    details: str = ""
+    """JSON text of a map, or nothing."""
 
 
 OK: Final = Status("")
@@ -56,6 +60,7 @@ def status_of(error: MeshError) -> Status:
                 "",
                 printable(error.message, MAX_MESSAGE_BYTES),
                 error.retryable,
+                _packed(error.details),
             )
         case RequestTimeout():
             return Status(TIMEOUT, "", message, True)
@@ -70,7 +75,31 @@ def error_of(status: Status) -> RpcError | RequestTimeout:
         return NotAuthorized(_word(status.reason), message)
     if status.code == TIMEOUT:
         return RequestTimeout(message or "the peer ran out of time")
-    return RemoteFailure(_word(status.code) or INTERNAL, message, retryable=status.retryable)
+    return RemoteFailure(
+        _word(status.code) or INTERNAL, message, retryable=status.retryable, details=_unpacked(status.details)
+    )
+
+
+def _packed(details: Mapping[str, object]) -> str:
+    """As they travel; left out when they are no JSON or too long, since an error must always arrive."""
+    if not details:
+        return ""
+    try:
+        text = json.dumps(details)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+    return text if len(text) <= MAX_DETAILS_BYTES else ""
+
+
+def _unpacked(text: str) -> dict[str, object]:
+    """What a stranger says beside its error; nothing when it is no JSON object."""
+    if not text:
+        return {}
+    try:
+        details = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return details if isinstance(details, dict) else {}
 
 
 def _word(text: str) -> str:

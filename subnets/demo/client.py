@@ -16,7 +16,7 @@ from mesh.errors import MeshError, NotAuthorized, RemoteFailure
 from mesh.identity import PeerKey
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.peer import PeerInfo
-from mesh.rpc.servicer import Rpc
+from mesh.rpc.rpc import Rpc
 from subnets.inference.service import InferenceServicer, ModelReply, ModelRequest, predict_request
 from subnets.optimization.data import read_arrays
 from subnets.optimization.service import OptimizationServicer, StatusRequest

@@ -22,7 +22,7 @@ from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, pack_value, unpack_value
 from mesh.kad.wire import Role, StoreRequest
 from mesh.peer import PeerID
-from mesh.rpc.servicer import Rpc
+from mesh.rpc.rpc import Rpc
 from mesh.subnet import Settlement
 from mesh.testing.chain import FakeChain, Ledger
 from mesh.testing.network import SimNetwork, SimNode

@@ -16,7 +16,7 @@ from mesh.identity import PeerKey
 from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import BlockPosition, NamespaceRule, pack_value, window
 from mesh.peer import PeerID, PeerInfo
-from mesh.rpc.servicer import Rpc
+from mesh.rpc.rpc import Rpc
 from mesh.testing.network import SimNetwork, SimNode
 
 GENESIS = b"\x07" * 32

@@ -21,7 +21,8 @@ from mesh.kad.schedule import ScheduleConfig
 from mesh.kad.validator import BlockPosition
 from mesh.kad.wire import FindReply, FindRequest, PingRequest, StoreRequest
 from mesh.peer import Multiaddr, PeerID, PeerInfo
-from mesh.rpc.servicer import Rpc, RpcContext
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext
 from mesh.testing.simulation import run_sim
 from tests.dht.cluster import Cluster, Node, in_sim, note
 

@@ -12,7 +12,8 @@ import trio
 from mesh.auth.authorizer import Authorizer, Everyone
 from mesh.identity import PeerKey
 from mesh.rpc.config import RpcConfig
-from mesh.rpc.servicer import Rpc, Servicer
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import Servicer
 from mesh.testing.network import SimNetwork
 
 Nodes = Callable[..., AbstractAsyncContextManager[list[Rpc]]]

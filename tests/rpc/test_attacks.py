@@ -19,7 +19,8 @@ from mesh.peer import PeerID
 from mesh.rpc import frame as f
 from mesh.rpc.body import pack
 from mesh.rpc.config import RPC_PROTOCOL, RpcConfig
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.testing.network import SimConfig, SimNetwork, SimNode
 
 

@@ -14,7 +14,8 @@ from mesh.errors import NetworkError
 from mesh.identity import PeerKey
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.rpc.config import RPC_PROTOCOL
-from mesh.rpc.servicer import Rpc, Servicer
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import Servicer
 
 from .test_rpc import Echo, EchoServicer, ToolServicer, Wait
 

@@ -25,7 +25,8 @@ from mesh.identity import PeerKey
 from mesh.peer import PeerID
 from mesh.rpc.body import pack
 from mesh.rpc.config import RpcConfig
-from mesh.rpc.servicer import Rpc, RpcContext, Servicer, Stub, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.testing.network import SimNetwork
 from mesh.testing.simulation import run_sim
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from mesh.auth.authorizer import Everyone, PeerClass
 from mesh.errors import LocalProtocolError
 from mesh.identity import PeerKey
-from mesh.rpc.servicer import MethodLimits, Rpc, RpcContext, Servicer, method
+from mesh.rpc.rpc import Rpc
+from mesh.rpc.servicer import MethodLimits, RpcContext, Servicer, method
 from mesh.testing.network import SimNetwork
 
 
