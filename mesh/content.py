@@ -229,7 +229,7 @@ class Content:
         deadline = trio.current_time() + self.config.peer_timeout_s
         while have != size:
             with trio.move_on_at(deadline + have / self.config.min_bytes_per_s) as scope:
-                reply: FetchReply = await stub.fetch(
+                reply: FetchReply = await stub.rpc_fetch(
                     FetchRequest(digest=digest, offset=have, length=self.config.chunk_bytes),
                     timeout_s=self.config.chunk_timeout_s,
                 )

@@ -1,7 +1,8 @@
 """Which call this task works for: an id that travels with calls and appears in log lines.
 
-A trace begins with a call made outside of any other; the calls that a method makes while it answers belong to the trace of
-its caller. Ids are those of W3C Trace Context (16 and 8 bytes), so `traceparent` can be handed on to other systems.
+A trace begins with a call made outside of any other; the calls that a method makes while it answers belong to the
+trace of its caller. Ids are those of W3C Trace Context (16 and 8 bytes), so `traceparent` can be handed on to other
+systems.
 """
 
 from __future__ import annotations

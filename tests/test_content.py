@@ -255,9 +255,9 @@ def test_asking_for_nonsense_is_refused(tmp_path: Path) -> None:
         digest = one.put(b"hello")
         stub = two.rpc.stub(ContentServicer, peer(one))
         with pytest.raises(RemoteFailure) as error:
-            await stub.fetch(FetchRequest(digest=b"\1" * 32, offset=0, length=5))
+            await stub.rpc_fetch(FetchRequest(digest=b"\1" * 32, offset=0, length=5))
         assert error.value.code == "content-not-found"
-        past = await stub.fetch(FetchRequest(digest=digest, offset=2**40, length=5))
+        past = await stub.rpc_fetch(FetchRequest(digest=digest, offset=2**40, length=5))
         assert past == FetchReply(size=5, data=b"")
 
     in_hosts(main, tmp_path)

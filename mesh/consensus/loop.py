@@ -394,7 +394,7 @@ class ConsensusLoop:
             for start in range(0, len(asked[peer]), MAX_ASKED):
                 few = asked[peer][start : start + MAX_ASKED]
                 request = InventoriesRequest(epoch=found.epoch, owners=tuple(p.multihash for p in few))
-                for record in await self._records(peer, stub.inventories, request):
+                for record in await self._records(peer, stub.rpc_inventories, request):
                     if record.owner in few:
                         self._take_in(found, record)
 
@@ -414,7 +414,7 @@ class ConsensusLoop:
             while left := [digest for digest in left if digest in missing]:
                 few = left[:MAX_ASKED]
                 request = RecordsRequest(epoch=found.epoch, digests=tuple(few))
-                given = {r.digest: r for r in await self._records(peer, stub.records, request)}
+                given = {r.digest: r for r in await self._records(peer, stub.rpc_records, request)}
                 answered = [digest for digest in few if digest in given]
                 for digest in answered:
                     try:

@@ -64,7 +64,19 @@ class _Assembly:
 class Inbox:
     """The messages of a stream as they come, for one reader."""
 
-    __slots__ = ("_assembly", "_changed", "_cost", "_reserve", "_writer", "call_id", "error", "intake", "is_over", "limit", "queue")
+    __slots__ = (
+        "_assembly",
+        "_changed",
+        "_cost",
+        "_reserve",
+        "_writer",
+        "call_id",
+        "error",
+        "intake",
+        "is_over",
+        "limit",
+        "queue",
+    )
 
     def __init__(
         self, writer: LinkWriter, call_id: int, limit: int, *, first: int, reserve: Callable[[int], None]
@@ -205,9 +217,7 @@ class OutboundCall:
         if self.answer is not None:
             raise RemoteProtocolError(f"a second answer to call {frame.call_id}")
         if frame.code:
-            self.error = error_of(
-                Status(frame.code, frame.reason, frame.message, frame.retryable, frame.details)
-            )
+            self.error = error_of(Status(frame.code, frame.reason, frame.message, frame.retryable, frame.details))
             return True
         if self.inbox is not None:
             if frame.size:
@@ -400,7 +410,9 @@ class CallingChannel:
                             call.error = error_of(Status(TIMEOUT, "", "the peer gave the answer up", True))
                             self._finish(call)
                     case _:
-                        raise RemoteProtocolError(f"a {type(frame).__name__.lower()} on a channel that is not the peer's")
+                        raise RemoteProtocolError(
+                            f"a {type(frame).__name__.lower()} on a channel that is not the peer's"
+                        )
 
     def _on_answer(self, frame: f.Reply | f.Data | f.Message, writer: LinkWriter) -> None:
         call = self._calls.get(frame.call_id)

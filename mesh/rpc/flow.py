@@ -75,8 +75,8 @@ class Intake:
         return grant
 
     def took(self, amount: int) -> int:
-        """The reader took `amount` bytes out. Returns what to grant now: quarters of the window, so that grants are few,
-        or whatever is missing when nothing is held any more."""
+        """The reader took `amount` bytes out. Returns what to grant now: quarters of the window, so that grants are
+        few, or whatever is missing when nothing is held any more."""
         self.held -= amount
         free = self.window - self.held - self.outstanding
         if free <= 0 or (free * 4 < self.window and (self.held or self.outstanding >= MESSAGE_COST)):

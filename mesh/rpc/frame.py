@@ -158,7 +158,8 @@ def encode_head(frame: Frame, body_bytes: int) -> bytes:
     packed = msgpack.packb(header)
     if len(packed) > MAX_HEADER_BYTES:
         raise LocalProtocolError(f"a frame header of {len(packed)} bytes is over the limit of {MAX_HEADER_BYTES}")
-    return _PREFIX.pack(2 + len(packed) + body_bytes, len(packed)) + packed
+    head: bytes = _PREFIX.pack(2 + len(packed) + body_bytes, len(packed)) + packed
+    return head
 
 
 def encode(frame: Frame) -> bytes:
@@ -218,8 +219,7 @@ class FrameDecoder:
                 self._partial += view[start:end]
                 break
             length = int.from_bytes(view[start : start + 4], "big")
-            header = view[start + _SMALL : header_end]
-            start = self._take(frames, header, length, view, header_end, end)
+            start = self._take(frames, view[start + _SMALL : header_end], length, view, header_end, end)
         return frames
 
     def _check(self, view: memoryview, start: int, end: int) -> int:
@@ -258,7 +258,12 @@ def decode_header(header: bytes | memoryview, body_size: int, body: bytes | memo
     """The frame of a header, in which `body` is what has come of its `body_size` bytes. Raises RemoteProtocolError."""
     try:
         fields = msgpack.unpackb(
-            header, use_list=False, max_array_len=9, max_map_len=0, max_bin_len=TRACE_BYTES + MAX_KEY_BYTES, max_ext_len=0
+            header,
+            use_list=False,
+            max_array_len=9,
+            max_map_len=0,
+            max_bin_len=TRACE_BYTES + MAX_KEY_BYTES,
+            max_ext_len=0,
         )
     except (ValueError, OverflowError, RecursionError) as error:
         raise RemoteProtocolError(f"a frame header is not msgpack: {error}") from error
@@ -306,7 +311,7 @@ def pieces(buffers: Sequence[bytes | bytearray | memoryview], start: int, end: i
     """Bytes `start` to `end` of the buffers as if they were one, without copying."""
     found = []
     for buffer in buffers:
-        if end <= 0:
+        if end <= max(0, start):
             break
         size = len(buffer)
         if start < size:

@@ -70,7 +70,7 @@ class Sender:
             self._link.ready(self)
 
     async def drain(self, most: int = 0) -> None:
-        """Wait until at most `most` bytes (and, for 0, no message) are left to hand to the stream, or the link ended."""
+        """Wait until at most `most` bytes (for 0: nothing at all) are left to hand to the stream, or the link ended."""
         while self.messages and (self.unsent > most or not most) and not self._link.is_over:
             if self._drained is None or self._drained.is_set():
                 self._drained = trio.Event()

@@ -52,9 +52,7 @@ class ReplyCache:
         self.replies = 0
         self.bytes = 0
 
-    async def once(
-        self, peer: PeerID, key: Key, body: bytes | bytearray, run: Callable[[], Awaitable[bytes]]
-    ) -> bytes:
+    async def once(self, peer: PeerID, key: Key, body: bytes | bytearray, run: Callable[[], Awaitable[bytes]]) -> bytes:
         """The reply kept under the key; else that of `run`, which is kept. A repetition that comes while the first one
         runs waits for it, and takes its place when it fails. Raises RemoteFailure `bad-request` when the key was used
         for another request, and what `run` raises (a failure is not kept). Cancelled: the next one runs."""
@@ -80,13 +78,15 @@ class ReplyCache:
         finally:
             entry.done.set()
         entry.reply = reply
-        if self._peers.get(peer, {}).get(key) is entry:
+        own = self._peers.get(peer)
+        if own is not None and own.get(key) is entry:
             self.bytes += len(reply)
             self._trim(peer)
         return reply
 
     def _find(self, peer: PeerID, key: Key, now: float) -> _Entry | None:
-        entry = self._peers.get(peer, {}).get(key)
+        own = self._peers.get(peer)
+        entry = own.get(key) if own is not None else None
         if entry is not None and entry.reply is not None and now > entry.begun_at + self.config.life_s:
             self._drop(peer, key, entry)
             return None

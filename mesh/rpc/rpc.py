@@ -58,7 +58,7 @@ from mesh.rpc.servicer import (
     version_of,
 )
 from mesh.rpc.standing import Standings
-from mesh.rpc.status import BAD_REQUEST, BUSY, INTERNAL, TOO_LARGE, UNKNOWN_METHOD, Status, error_of, status_of
+from mesh.rpc.status import BAD_REQUEST, BUSY, INTERNAL, TOO_LARGE, UNKNOWN_METHOD, Status, status_of
 from mesh.trace import CURRENT, Trace, child
 
 log = logging.getLogger(__name__)
@@ -190,9 +190,7 @@ class _Admitted:
         buffers = self._response.pack(value)
         size = sum(map(len, buffers))
         if size > spec.limits.max_response_bytes:
-            raise RemoteFailure(
-                TOO_LARGE, f"the answer has {size} bytes, {spec.limits.max_response_bytes} may be"
-            )
+            raise RemoteFailure(TOO_LARGE, f"the answer has {size} bytes, {spec.limits.max_response_bytes} may be")
         return buffers
 
     async def recheck(self) -> None:
@@ -782,9 +780,7 @@ class Rpc:
             raise LocalProtocolError("this Rpc is not running: start `run` before calling")
         # Drawn apart, so that a network that came up at once does not close its channels at once.
         idle_s *= self._rng.uniform(0.75, 1.25)
-        channel = CallingChannel(
-            peer, limits, self.config, self.metrics, idle_s=idle_s, last_used=trio.current_time()
-        )
+        channel = CallingChannel(peer, limits, self.config, self.metrics, idle_s=idle_s, last_used=trio.current_time())
         table[peer] = channel
         self._nursery.start_soon(self._keep, table, channel, opener)
         return channel

@@ -88,8 +88,8 @@ class MethodLimits:
     timeout_s: float = 10.0
     max_request_bytes: int = 4 * 1024 * 1024
     max_response_bytes: int = 4 * 1024 * 1024
-    max_concurrent: int = 64
-    max_concurrent_per_peer: int = 32
+    max_concurrent: int = 128
+    max_concurrent_per_peer: int = 64
     repeat: Repeat = Repeat.NEVER
 
 
@@ -188,11 +188,11 @@ class Uploading(Generic[RequestT, ResponseT]):
 
 class _Declare(Protocol):
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, function: Callable[[Any, AsyncIterator[RequestT], RpcContext], AsyncIterator[ResponseT]], /
     ) -> Uploading[RequestT, ResponseT]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, function: Callable[[Any, AsyncIterator[RequestT], RpcContext], Awaitable[ResponseT]], /
     ) -> Uploading[RequestT, ResponseT]: ...
     @overload
@@ -212,14 +212,14 @@ def method(
     timeout_s: float = 10.0,
     max_request_bytes: int = 4 * 1024 * 1024,
     max_response_bytes: int = 4 * 1024 * 1024,
-    max_concurrent: int = 64,
+    max_concurrent: int = 128,
     max_concurrent_per_peer: int | None = None,
     repeat: Repeat = Repeat.NEVER,
 ) -> _Declare:
     """Declare an `rpc_` method.
 
-    `least` is the least class of a caller, `server` the least class of a peer that we call it at. `timeout_s` is when it
-    is cancelled, the whole stream of a streaming method included (up to 24 hours). Sizes are of one message.
+    `least` is the least class of a caller, `server` the least class of a peer that we call it at. `timeout_s` is when
+    it is cancelled, the whole stream of a streaming method included (up to 24 hours). Sizes are of one message.
     `max_concurrent` calls are worked on at once, of one caller `max_concurrent_per_peer` (half of them, unless given).
     Raises LocalProtocolError for impossible limits.
     """

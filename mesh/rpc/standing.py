@@ -1,8 +1,8 @@
 """What each peer has done to us lately, and whether we deal with it now. PURE; monotonic seconds are an argument.
 
-A peer that breaks the protocol is suspended in both directions, four times as long each time; this fades when it behaves.
-A peer that fails to answer several calls in a row is not called for a while (a circuit breaker): then one call tries it,
-and its success closes the circuit. The two are kept apart: failing is no offence.
+A peer that breaks the protocol is suspended in both directions, four times as long each time; this fades when it
+behaves. A peer that fails to answer several calls in a row is not called for a while (a circuit breaker): then one call
+tries it, and its success closes the circuit. The two are kept apart: failing is no offence.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Standings:
         self._forgive(entry, now)
         entry.violations += 1
         entry.violated_at = now
-        seconds = min(self.config.first_suspension_s * 4.0 ** min(entry.violations - 1, 32), self.config.max_suspension_s)
+        seconds = min(
+            self.config.first_suspension_s * 4.0 ** min(entry.violations - 1, 32), self.config.max_suspension_s
+        )
         entry.suspended_until = now + seconds
         return seconds
 

@@ -64,7 +64,7 @@ class Client:
             nonlocal right
             rows = pixels[start : start + ROWS_PER_REQUEST]
             stub = self._rpc.stub(InferenceServicer, info.peer_id)
-            reply = await stub.predict(predict_request(rows.astype("<f4").tobytes(), len(rows)))
+            reply = await stub.rpc_predict(predict_request(rows.astype("<f4").tobytes(), len(rows)))
             right += sum(int(a) == int(b) for a, b in zip(reply.labels, classes[start:], strict=False))
             devices.add(reply.device)
 
@@ -75,7 +75,7 @@ class Client:
 
     async def ask_one(self, info: PeerInfo) -> None:
         """One prediction. Raises what the node answers."""
-        await self._rpc.stub(InferenceServicer, info.peer_id).predict(predict_request(bytes(64 * 4), 1))
+        await self._rpc.stub(InferenceServicer, info.peer_id).rpc_predict(predict_request(bytes(64 * 4), 1))
 
     async def measure_champion(self, judge_file: Path, weights: bytes) -> Measured:
         """The same, once every node serves the model with this digest. Raises RemoteFailure when one does not."""
@@ -90,7 +90,7 @@ class Client:
     async def model(self, info: PeerInfo) -> ModelReply | None:
         """What a node serves; None while it cannot say."""
         try:
-            reply = await self._rpc.stub(InferenceServicer, info.peer_id).model(ModelRequest(), timeout_s=3.0)
+            reply = await self._rpc.stub(InferenceServicer, info.peer_id).rpc_model(ModelRequest(), timeout_s=3.0)
         except MeshError:
             return None
         assert isinstance(reply, ModelReply)
@@ -101,7 +101,9 @@ class Client:
         rows = []
         for name, info in zip(names, self.nodes, strict=True):
             try:
-                status = await self._rpc.stub(OptimizationServicer, info.peer_id).status(StatusRequest(), timeout_s=2.0)
+                status = await self._rpc.stub(OptimizationServicer, info.peer_id).rpc_status(
+                    StatusRequest(), timeout_s=2.0
+                )
                 rows.append(
                     (name, f"island {status.best_ppm / 1e4:5.1f} %   champion {status.champion_ppm / 1e4:5.1f} %")
                 )

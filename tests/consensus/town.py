@@ -176,7 +176,7 @@ class Node:
         request = StoreRequest(role=Role.SERVER, addrs=(), records=(record.to_bytes(),))
         for node in self.town.nodes.values():
             if node is not self:
-                reply = await self.rpc.stub(KadServicer, node.peer).store(request)
+                reply = await self.rpc.stub(KadServicer, node.peer).rpc_store(request)
                 said[node.peer] = reply.verdicts[0]
         return said
 

@@ -19,6 +19,7 @@ from mesh.peer import PeerID
 from mesh.rpc import frame as f
 from mesh.rpc.body import pack
 from mesh.rpc.config import RPC_PROTOCOL, RpcConfig
+from mesh.rpc.flow import LIBP2P_LINK
 from mesh.rpc.rpc import Rpc
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.testing.network import SimConfig, SimNetwork, SimNode
@@ -37,12 +38,12 @@ class BlobServicer(Servicer):
     def __init__(self) -> None:
         self.calls = 0
 
-    @method(timeout_s=10.0, max_concurrent=1000)
+    @method(timeout_s=10.0, max_concurrent=1000, max_concurrent_per_peer=1000)
     async def rpc_give(self, request: Blob, ctx: RpcContext) -> Blob:
         self.calls += 1
         return Blob(blob=bytes(request.size))
 
-    @method(timeout_s=10.0, max_response_bytes=1000, max_concurrent=1000)
+    @method(timeout_s=10.0, max_response_bytes=1000, max_concurrent=1000, max_concurrent_per_peer=1000)
     async def rpc_wait(self, request: Blob, ctx: RpcContext) -> Blob:
         self.calls += 1
         await trio.sleep_forever()
@@ -60,7 +61,7 @@ CONFIG = RpcConfig(
 
 
 def request(call_id: int, name: str = "give", *, size: int = 0, body: bytes = b"", timeout_ms: int = 5000) -> bytes:
-    return f.encode(f.Request(call_id, NAME, name, timeout_ms, size or len(body), body))
+    return f.encode(f.Call(call_id, NAME, name, timeout_ms, f.Shape.ONE, b"", b"", size or len(body), body))
 
 
 class Scene:
@@ -88,7 +89,7 @@ class Scene:
         assert len(answer.blob) == 100
 
     def violations(self) -> int:
-        return self.victim.violations[self.attacker.local.peer_id]
+        return self.victim.standings.violations(self.attacker.local.peer_id)
 
 
 @asynccontextmanager
@@ -122,7 +123,7 @@ VIOLATIONS: dict[str, list[bytes]] = {
     "zeros": [bytes(100)],
     "huge length": [b"\xff\xff\xff\xff"],
     "wrong header": [b"\0\0\0\x04\0\x02\x91\x07"],
-    "an answer": [f.encode(f.Response(1, "", "", "", False, 0, b""))],
+    "an answer": [f.encode(f.Reply(1, "", "", "", False, "", 0))],
     "same id twice": [request(5, body=BODY), request(5, body=BODY)],
     "falling ids": [request(5, body=BODY), request(4, body=BODY)],
     "data for nothing": [f.encode(f.Data(1, b"x"))],
@@ -224,7 +225,7 @@ async def test_a_reader_that_does_not_read(autojump_clock: MockClock) -> None:
             await stream.send_all(request(n, body=body) + f.encode(f.Credit(n, 2 << 20)))
         await trio.sleep(4)
         sent = it.victim.metrics.bytes_out
-        assert sent <= f.WINDOW_BYTES + 10_000
+        assert sent <= LIBP2P_LINK.window_bytes + 10_000
         await trio.sleep(40)
         assert it.victim.metrics.bytes_out - sent < 10_000  # errors in place of the answers
         assert not any(c.calls for c in it.victim._answering)
@@ -248,7 +249,7 @@ async def test_a_reader_that_reads_but_gives_no_credit(autojump_clock: MockClock
         with trio.move_on_after(30):
             while True:
                 got += await stream.receive_some()
-        assert f.FIRST_CREDIT_BYTES < len(got) < f.FIRST_CREDIT_BYTES + 1000
+        assert LIBP2P_LINK.first_credit_bytes < len(got) < LIBP2P_LINK.first_credit_bytes + 1000
         assert not any(c.calls for c in it.victim._answering)
 
 
@@ -280,7 +281,7 @@ async def test_channels_per_peer_and_in_all(autojump_clock: MockClock) -> None:
 
 
 def respond(call_id: int, size: int, body: bytes = b"") -> bytes:
-    return f.encode(f.Response(call_id, "", "", "", False, size, body))
+    return f.encode(f.Reply(call_id, "", "", "", False, "", size, body))
 
 
 GOOD = pack(Blob(blob=b"ok"))
@@ -303,7 +304,7 @@ HOSTILE_ANSWERS: dict[str, tuple[Callable[[int], bytes], type[MeshError]]] = {
     "half an answer": (lambda n: respond(n, 500, bytes(100)), RequestTimeout),
     "gives up": (lambda n: f.encode(f.Cancel(n)), RequestTimeout),
     "control characters": (
-        lambda n: f.encode(f.Response(n, "bad\n", "", "\x1b[2J", False, 0, b"")),
+        lambda n: f.encode(f.Reply(n, "bad\n", "", "\x1b[2J", False, "", 0)),
         MeshError,
     ),
 }
@@ -315,10 +316,10 @@ async def test_hostile_answers_are_errors_of_the_call(name: str, autojump_clock:
     async with scene() as it:
 
         async def serve(stream: Stream) -> None:
-            decoder = f.FrameDecoder()
+            decoder = f.FrameDecoder(max_frame_bytes=1 << 16)
             while data := await stream.receive_some():
                 for frame in decoder.feed(data):
-                    if isinstance(frame, f.Request):
+                    if isinstance(frame, f.Call):
                         await stream.send_all(reply(frame.call_id))
 
         it.attacker.serve(RPC_PROTOCOL, serve)
@@ -330,16 +331,16 @@ async def test_hostile_answers_are_errors_of_the_call(name: str, autojump_clock:
         # An honest answer right after, over the same channel or a fresh one.
         it.attacker.serve(RPC_PROTOCOL, _answers_well)
         await it.attacker.disconnect(it.honest.net.local.peer_id)
-        await trio.sleep(0.1)  # the caller hears of it
+        await trio.sleep(it.honest.config.standing.first_suspension_s)
         answer = await it.honest.call(BlobServicer.rpc_wait, it.attacker.local.peer_id, Blob())
         assert answer.blob == b"ok"
 
 
 async def _answers_well(stream: Stream) -> None:
-    decoder = f.FrameDecoder()
+    decoder = f.FrameDecoder(max_frame_bytes=1 << 16)
     while data := await stream.receive_some():
         for frame in decoder.feed(data):
-            if isinstance(frame, f.Request):
+            if isinstance(frame, f.Call):
                 await stream.send_all(respond(frame.call_id, len(GOOD), GOOD))
 
 

@@ -48,9 +48,9 @@ async def test_echo_large_bodies_and_cancellation() -> None:
             peer = server.net.local.peer_id
             assert await client.call(EchoServicer.rpc_echo, peer, Echo(text="hi")) == Echo(text="hi")
             blob = random.Random(5).randbytes(4 << 20)
-            assert (await client.stub(ToolServicer, peer).big(Echo(blob=blob))).blob == blob
+            assert (await client.stub(ToolServicer, peer).rpc_big(Echo(blob=blob))).blob == blob
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.stub(ToolServicer, peer).wait, Wait(seconds=25.0))
+                nursery.start_soon(client.stub(ToolServicer, peer).rpc_wait, Wait(seconds=25.0))
                 await tools.started.wait()
                 nursery.cancel_scope.cancel()
             await tools.cancelled.wait()
@@ -69,9 +69,9 @@ async def test_calls_go_on_after_the_server_restarts() -> None:
                     client.net.learn(server.net.local)
                     listen = str(server.net.local.addrs[0])
                     stub = client.stub(EchoServicer, server.net.local.peer_id)
-                    assert (await stub.echo(Echo(text="hi"))).text == "hi"
+                    assert (await stub.rpc_echo(Echo(text="hi"))).text == "hi"
                 with pytest.raises(NetworkError):
-                    await stub.echo(Echo(text="nobody"))
+                    await stub.rpc_echo(Echo(text="nobody"))
             assert client.metrics.channels_opened == 2
 
 
@@ -87,5 +87,5 @@ async def test_garbage_costs_the_stranger_its_channel_only() -> None:
                 while await stream.receive_some():
                     pass
                 raise NetworkError("ended in order")
-            assert server.violations[attacker.net.local.peer_id] == 1
+            assert server.standings.violations(attacker.net.local.peer_id) == 1
             await client.call(EchoServicer.rpc_echo, server.net.local.peer_id, Echo())

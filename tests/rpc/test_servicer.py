@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from mesh.auth.authorizer import Everyone, PeerClass
 from mesh.errors import LocalProtocolError
 from mesh.identity import PeerKey
+from mesh.rpc.frame import Shape
 from mesh.rpc.rpc import Rpc
-from mesh.rpc.servicer import MethodLimits, RpcContext, Servicer, method
+from mesh.rpc.servicer import MethodLimits, Repeat, RpcContext, Servicer, method
 from mesh.testing.network import SimNetwork
 
 
@@ -42,8 +43,17 @@ class Good(Servicer):
 def test_methods_come_from_type_hints() -> None:
     assert list(Good.methods) == ["one", "two"]
     one, two = Good.methods.values()
-    assert (one.request, one.response, one.limits) == (In, Out, MethodLimits())
-    assert (two.request, two.response, two.limits) == (Out, In, MethodLimits(PeerClass.GUEST, 1.5, 1, 2, 3))
+    assert (one.request.type, one.response.type, one.limits) == (In, Out, MethodLimits())
+    assert (two.request.type, two.response.type) == (Out, In)
+    assert two.limits == MethodLimits(
+        least=PeerClass.GUEST,
+        timeout_s=1.5,
+        max_request_bytes=1,
+        max_response_bytes=2,
+        max_concurrent=3,
+        max_concurrent_per_peer=1,
+    )
+    assert one.shape is Shape.ONE
     assert str(one) == "/mesh/good/1.0.0 one"
 
 
@@ -52,13 +62,14 @@ def test_methods_are_inherited() -> None:
         async def rpc_one(self, request: Out, ctx: RpcContext) -> Out:  # type: ignore[override]
             return Out()
 
-    assert Better.methods["one"].request is Out
-    assert Better.methods["two"] == Good.methods["two"]
-    assert Good.methods["one"].request is In
+    assert Better.methods["one"].request.type is Out
+    assert Better.methods["two"].request.type is Out
+    assert Better.methods["two"].limits == Good.methods["two"].limits
+    assert Good.methods["one"].request.type is In
 
 
 def test_a_servicer_without_protocol() -> None:
-    for text in ("", "echo", "/Echo/1", "/echo", "/echo/1 0", "/" + "e" * 200 + "/1"):
+    for text in ("", "echo", "/Echo/1", "/echo", "/echo/1 0", "/echo/1", "/" + "e" * 200 + "/1.0.0"):
         with pytest.raises(LocalProtocolError, match="write it like"):
             type("Bad", (Servicer,), {"protocol": text, "rpc_one": Good.rpc_one})
 
@@ -95,22 +106,28 @@ def _not_async(self: Servicer, request: In, ctx: RpcContext) -> In:
     return In()
 
 
-async def _stream(self: Servicer, request: In, ctx: RpcContext) -> AsyncIterator[In]:
+async def _list_of_answers(self: Servicer, request: In, ctx: RpcContext) -> AsyncIterator[In]:
+    raise NotImplementedError
+
+
+@method(repeat=Repeat.SAFE)
+async def _repeated_stream(self: Servicer, request: In, ctx: RpcContext) -> AsyncIterator[In]:
     yield In()
 
 
 @pytest.mark.parametrize(
     ("function", "match"),
     [
-        (_no_hints, "needs a pydantic model"),
-        (_no_return, "the return type needs"),
-        (_no_model, "needs a pydantic model"),
+        (_no_hints, "a pydantic model"),
+        (_no_return, "the return type:"),
+        (_no_model, "a pydantic model"),
         (_loose, "allows extra"),
         (_no_ctx, r"takes \(self, request, ctx\)"),
         (_wrong_ctx, "must be an RpcContext"),
         (_unresolvable, "Missing"),
         (_not_async, "async def"),
-        (_stream, "async def"),
+        (_list_of_answers, "yields its answers"),
+        (_repeated_stream, "cannot be repeated"),
     ],
 )
 def test_methods_that_cannot_be_served(function: object, match: str) -> None:

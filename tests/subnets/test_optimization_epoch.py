@@ -60,11 +60,11 @@ def test_epochs_of_honest_nodes_pay_them_and_they_serve_the_champion() -> None:
         first = outcome(nodes[1].evidence[work])
         client = nodes[2].ctx.rpc
         for number in nodes:  # every one serves the champion now
-            about = await client.stub(InferenceServicer, village.peer(number)).model(ModelRequest())
+            about = await client.stub(InferenceServicer, village.peer(number)).rpc_model(ModelRequest())
             assert about.model == first.champion.weights
             assert (about.epoch, about.verified_ppm) == (work, first.champion.ppm)
         await village.reach(work + 2, 10)
-        status = await client.stub(OptimizationServicer, village.peer(1)).status(StatusRequest())
+        status = await client.stub(OptimizationServicer, village.peer(1)).rpc_status(StatusRequest())
         assert status.settled_epoch == work + 1
         assert status.champion_ppm == outcome(nodes[1].evidence[work + 1]).champion.ppm
         assert len(status.claims) == 4
@@ -124,7 +124,7 @@ def test_an_epoch_survives_a_node_that_dies_before_it_votes() -> None:
         assert {1, 2, 4} <= {s.node_id for s in found.scores}
         # its own claim was revealed before it died and is judged by the others
         assert next(v for v in found.verdicts if v.node_id == 3).status is Status.ACCEPTED
-        about = await nodes[1].ctx.rpc.stub(InferenceServicer, village.peer(2)).model(ModelRequest())
+        about = await nodes[1].ctx.rpc.stub(InferenceServicer, village.peer(2)).rpc_model(ModelRequest())
         assert about.verified_ppm == found.champion.ppm  # also when the dead one found it: they train it themselves
 
     run(nodes, kill)
@@ -136,11 +136,11 @@ def test_before_the_first_champion_the_documented_default_is_served() -> None:
 
     async def ask(village: Village) -> None:
         stub = nodes[2].ctx.rpc.stub(InferenceServicer, village.peer(1))
-        about = await stub.model(ModelRequest())
+        about = await stub.rpc_model(ModelRequest())
         assert (about.epoch, about.verified_ppm, about.width) == (0, 0, DEFAULT.hidden)
 
         async def one() -> None:
-            replies.append(await stub.predict(predict_request(bytes(3 * 256), 3)))
+            replies.append(await stub.rpc_predict(predict_request(bytes(3 * 256), 3)))
 
         calls = nodes[1].ctx.worker.calls
         before = calls.count("predict")

@@ -181,7 +181,7 @@ def test_a_model_sent_by_a_client_is_judged_and_its_worth_told() -> None:
         rpc = nodes[1].ctx.rpc
         first = rpc.stub(EvaluationServicer, village.peer(2))
         data = b"a model of many bytes"
-        taken = await first.request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=data))
+        taken = await first.rpc_request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=data))
         assert taken.model == hashlib.sha256(data).digest()
         with pytest.raises(RemoteFailure, match="no settled finding"):
             await first.result(ResultRequest(model=taken.model))
@@ -190,7 +190,7 @@ def test_a_model_sent_by_a_client_is_judged_and_its_worth_told() -> None:
         (one,) = evaluated(evidence)
         seed = er.seed_of(evidence.draw_hash, one.request_id)
         assert one.finding.median == (seed + data[0]) % 1_000_000
-        told = await rpc.stub(EvaluationServicer, village.peer(3)).result(ResultRequest(model=taken.model))
+        told = await rpc.stub(EvaluationServicer, village.peer(3)).rpc_result(ResultRequest(model=taken.model))
         assert (told.ppm, told.agreed, told.epoch) == (one.finding.median, 3, village.first_epoch)
 
     result = run(nodes, EvaluationConfig(), ask)
@@ -210,7 +210,7 @@ def test_a_request_that_could_not_be_put_is_asked_in_the_next_epoch(monkeypatch:
     async def ask(village: Village) -> None:
         monkeypatch.setattr(SubnetContext, "put_evidence", fails_once)
         stub = nodes[1].ctx.rpc.stub(EvaluationServicer, village.peer(2))
-        await stub.request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=b"a model"))
+        await stub.rpc_request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=b"a model"))
         await village.reach(village.first_epoch + 2, 10)
         asked = {epoch: len(evaluated(evidence)) for epoch, evidence in sorted(nodes[1].evidence.items())}
         assert asked[failed[0]] == 0
@@ -237,7 +237,7 @@ def test_nodes_that_serve_one_model_are_paid_and_the_odd_one_is_not(tmp_path: Pa
 
     async def ask(village: Village) -> None:
         stub = nodes[1].ctx.rpc.stub(InferenceServicer, village.peer(2))
-        assert (await stub.model(ModelRequest())).model == hashlib.sha256(b"the model").digest()
+        assert (await stub.rpc_model(ModelRequest())).model == hashlib.sha256(b"the model").digest()
 
     assert run(nodes, InferenceConfig(model=tmp_path, width=16), ask).earned() == {1, 2, 3}
 
@@ -249,7 +249,7 @@ def test_mock_nodes_keep_their_heartbeat() -> None:
         await village.kill(4)
         await village.reach(village.first_epoch, 19)
         stub = nodes[1].ctx.rpc.stub(mock.MockServicer, village.peer(2))
-        assert (await stub.alive(mock.AliveRequest())).heartbeats >= 2
+        assert (await stub.rpc_alive(mock.AliveRequest())).heartbeats >= 2
 
     assert run(nodes, mock.MockConfig(), look).earned() == {1, 2, 3}
 
