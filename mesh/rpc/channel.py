@@ -7,6 +7,7 @@ A node opens its own channels to each peer it calls (CallingChannel) and answers
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -309,11 +310,15 @@ class CallingChannel:
                 self._metrics.channels_opened += 1
                 self._writer = writer = LinkWriter(stream, self.limits, self._config, self._metrics)
                 reader = LinkReader(stream, writer, self._config, self._metrics)
+
+                def last_active() -> float:
+                    return math.inf if self.waiting else max(reader.last_frame, self.last_used)
+
                 self.ready.set()
                 await until_first(
                     lambda: self._read(reader, writer),
                     writer.run,
-                    lambda: watch(reader, writer, self._config, self._idle_s, is_used=lambda: self.waiting > 0),
+                    lambda: watch(writer, self._config, self._idle_s, last_active=last_active),
                 )
         except RemoteProtocolError as violation:
             error = violation
@@ -599,19 +604,16 @@ class AnsweringChannel:
                     await until_first(
                         lambda: self._read(reader),
                         self.writer.run,
-                        lambda: watch(
-                            reader,
-                            self.writer,
-                            self.config,
-                            self.config.idle_in_s,
-                            is_used=lambda: bool(self.calls),
-                        ),
+                        lambda: watch(self.writer, self.config, self.config.idle_in_s, last_active=self._last_active),
                     )
                 except MeshError as error:
                     failure = error  # raised below, as the nursery would wrap it
                 self._nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    def _last_active(self) -> float:
+        return math.inf if self.calls or self.writer.is_busy else self.last_used
 
     def reserve(self, call: InboundCall, amount: int) -> None:
         """Take buffer space for a call, of this channel's share and the node's (negative gives back). Raises
@@ -743,6 +745,7 @@ class AnsweringChannel:
             if call.is_cancelled:
                 call.sender.drop()
             del self.calls[request.call_id]
+            self.last_used = trio.current_time()
             call.admission.release()
             self._reserved -= call.reserved
             self._service.reserve(-call.reserved)

@@ -124,6 +124,11 @@ class LinkWriter:
             (self._heads if sender.messages[0].sent < 0 else self._bodies).append(sender)
         self._check_queue()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something waits to be sent or is being sent."""
+        return bool(self._control or self._heads or self._bodies or self.writing_since is not None)
+
     def unqueue(self, sender: Sender) -> None:
         """A call has nothing to send any more."""
         if sender.is_queued:
@@ -307,23 +312,19 @@ class LinkReader:
             self._unreturned = 0
 
 
-async def watch(
-    reader: LinkReader, writer: LinkWriter, config: RpcConfig, idle_s: float, *, is_used: Callable[[], bool]
-) -> None:
-    """Return when the channel is idle. Raises StreamBroken when a write waits too long.
+async def watch(writer: LinkWriter, config: RpcConfig, idle_s: float, *, last_active: Callable[[], float]) -> None:
+    """Return when the channel is idle for `idle_s` (`last_active` says since when: inf while it is used). Raises StreamBroken when a write waits too long.
 
     One task that sleeps, in place of a timeout around every read and write: those are most of what a call costs."""
     while True:
         now = trio.current_time()
-        idle_at = reader.last_frame + idle_s
+        idle_at = last_active() + idle_s
         if now >= idle_at:
-            if not is_used():
-                return
-            idle_at = now + idle_s
+            return
         if writer.writing_since is not None and now >= writer.writing_since + config.write_timeout_s:
             raise StreamBroken(f"the peer read nothing for {config.write_timeout_s} s")
         # A stalled write is noticed after one to two timeouts.
-        await trio.sleep_until(min(idle_at, now + config.write_timeout_s))
+        await trio.sleep_until(min(idle_at, now + idle_s, now + config.write_timeout_s))
 
 
 async def until_first(*tasks: Callable[[], Awaitable[None]]) -> None:
