@@ -1,12 +1,23 @@
 """The Authorizer protocol: which class a live peer has, and whether that is enough (mesh/README.md, Classes).
 
 The transport proves who a peer is; an authorizer says what that peer may do. Guards deny on doubt.
+
+A caller of this protocol asks at three moments: `authorize` before it serves a peer, `classify` before it calls one
+(both ends of a call are held to a class), and `recheck` for as long as a stream is open:
+
+    seen = authorizer.changes  # before the first check, so that nothing falls between
+    await authorizer.authorize(peer, method, least)
+    while True:  # beside the stream, which ends with what this raises
+        seen = await authorizer.wait_change(seen)
+        await authorizer.recheck(peer, least)
 """
 
 from __future__ import annotations
 
 import enum
 from typing import Protocol
+
+import trio
 
 from mesh.peer import PeerID
 
@@ -25,16 +36,52 @@ class PeerClass(enum.IntEnum):
 
 
 class Authorizer(Protocol):
-    """Decides, per call, on the proven identity of the peer."""
+    """Decides on the proven identity of the peer. Whatever a question raises means no, its cancellation nothing."""
 
     async def authorize(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
-        """The peer's class when it is at least `least`. Raises NotAuthorized with the reason otherwise; any trouble
-        in finding out is a refusal too."""
+        """May `peer` call our `method`? Its class when that is at least `least`. May ask the chain, counts against the
+        peer's rates. Raises NotAuthorized with the reason otherwise; any trouble in finding out is a refusal too."""
+        ...
+
+    async def classify(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
+        """May we call `method` of `peer`? As `authorize`, but it takes nothing from the peer's rates: the call is ours.
+        `least` is the class a server of that method must have."""
+        ...
+
+    async def recheck(self, peer: PeerID, least: PeerClass) -> PeerClass:
+        """Does what was allowed a while ago still hold? By what is known: asks no chain, takes from no rate, never
+        waits. Raises NotAuthorized."""
+        ...
+
+    @property
+    def changes(self) -> int:
+        """How often answers may have become others since the start."""
+        ...
+
+    async def wait_change(self, seen: int | None = None) -> int:
+        """Until `changes` is beyond `seen` (by default: beyond what it is now); returns it. That the grace for a chain
+        that is away has ended is a change too."""
         ...
 
 
 class Everyone:
     """Every peer is a member: for chains turned off (`--no_blockchain_rpc`) and tests."""
 
+    @property
+    def changes(self) -> int:
+        """Always 0."""
+        return 0
+
     async def authorize(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
         return PeerClass.MEMBER
+
+    async def classify(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
+        return PeerClass.MEMBER
+
+    async def recheck(self, peer: PeerID, least: PeerClass) -> PeerClass:
+        return PeerClass.MEMBER
+
+    async def wait_change(self, seen: int | None = None) -> int:
+        """For ever."""
+        await trio.sleep_forever()
+        raise AssertionError
