@@ -102,12 +102,21 @@ class RemoteFailure(RpcError):
 
 
 class NotAuthorized(RpcError):
-    """The peer may not do this; `reason` is one of ``not-registered``, ``class-too-low``, ``chain-unreachable``,
-    ``rate-limited``."""
+    """The peer may not do this. `reason` is a short stable word:
 
-    def __init__(self, reason: str, detail: str) -> None:
+    ``not-registered``, ``not-listed``, ``class-too-low``: not without a change on chain or of the configuration.
+    ``chain-unreachable``, ``chain-disagrees``, ``rate-limited``, ``internal``: perhaps later; `retry_after_s` (not
+    carried over the network, but in the message) says when, where that is known.
+    ``all-refused``: several authorizers refused for different reasons, which the message lists.
+    Of signed requests (mesh.auth.request): ``wrong-addressee``, ``wrong-subnet``, ``wrong-method``, ``window-too-long``,
+    ``not-yet-valid``, ``expired``, ``signed-before-restart``, ``wrong-body``, ``replayed``, ``nonces-full``,
+    ``bad-signature``.
+    """
+
+    def __init__(self, reason: str, detail: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class ChainError(MeshError):
@@ -120,6 +129,10 @@ class ChainUnavailable(ChainError):
 
 class WrongChain(ChainError):
     """The URL leads to another chain than expected (genesis hash, dialect, or not a local chain)."""
+
+
+class ChainsDisagree(ChainError):
+    """Chains that should be the same tell different things of one block; which of them is wrong is not known."""
 
 
 class CallRefused(ChainError):

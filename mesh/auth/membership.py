@@ -1,8 +1,13 @@
 """Membership: which class a peer has, from the subnet's nodes on chain.
 
 There is one snapshot per subnet, read again at every slot block and when a block's events speak of nodes or stake. An
-unknown peer costs at most one more reading, and few are made per second in all. Without the chain nobody new gets in:
-members proven a short while ago stay for a bounded grace, then they are refused too (mesh/README.md, Classes).
+unknown peer costs at most one more reading, and few are made per second in all.
+
+Without the chain nobody new gets in: members named a short while ago stay until `stale_after_s` + `grace_s` (90 s by
+default) after the chain's last word, then they are refused too, and open streams with them (`wait_change`, `recheck`).
+A member that leaves, or falls below the least stake, is refused once the block with that event is read: a few seconds
+after it, and at the next slot block (one epoch) at the latest. With witnesses (mesh.auth.reading) only what all chains
+say counts, and each one's events are heard: a URL that hides or invents nodes makes this node refuse, never admit.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ import trio
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.auth.authorizer import PeerClass
+from mesh.auth.reading import Reading, TwoHistories, read_agreed
 from mesh.chain.client import Chain
-from mesh.chain.types import BlockRef, EpochPosition, NodeClass, SubnetInfo, SubnetNode, SubnetState
-from mesh.errors import ChainError, NotAuthorized
+from mesh.chain.types import BlockRef, EpochPosition, Event, NodeClass, SubnetInfo, SubnetNode, SubnetState
+from mesh.errors import ChainError, ChainsDisagree, ChainUnavailable, NotAuthorized
 from mesh.peer import PeerID
 from mesh.ratelimit import Rate, RateLimiter, TokenBucket
 
@@ -59,6 +65,9 @@ class MembershipConfig(BaseModel):
     max_unknown: int = Field(default=4096, ge=1, description="unknown peers remembered")
     queries_per_s: float = Field(default=1.0, gt=0, description="readings caused by unknown peers, in the long run")
     query_burst: float = Field(default=3.0, ge=1)
+    max_lag_blocks: int = Field(
+        default=3, ge=0, le=100, description="how far the chain and its witnesses may be apart (mesh.auth.reading)"
+    )
 
 
 class Standing(enum.Enum):
@@ -107,10 +116,13 @@ class MembershipAuthorizer:
         *,
         config: MembershipConfig | None = None,
         infrastructure: Sequence[PeerID] = (),
+        witnesses: Sequence[Chain] = (),
     ) -> None:
-        """`infrastructure`: bootnodes of the configuration, besides those listed on chain."""
+        """`infrastructure`: bootnodes of the configuration, besides those listed on chain. `witnesses`: the same chain
+        over other URLs, run by whoever made them; what does not agree with all of them does not count."""
         self.config = config or MembershipConfig()
         self._chain = chain
+        self._chains = (chain, *witnesses)
         self._subnet_id = subnet_id
         self._configured = frozenset(infrastructure)
         self._view: MembershipView | None = None
@@ -121,6 +133,9 @@ class MembershipAuthorizer:
         """The newest block whose events are in the snapshot."""
         self._reading = trio.Lock()
         self._readings = 0
+        self._disagreement = ""
+        """What the chains said differently in the last reading, "" when they agreed."""
+        self._changes = 0
         self._changed = trio.Event()
         self._unknown: OrderedDict[PeerID, float] = OrderedDict()
         self._queries = TokenBucket(rate_per_s=self.config.queries_per_s, burst=self.config.query_burst)
@@ -135,9 +150,22 @@ class MembershipAuthorizer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._probe)
+            nursery.start_soon(self._end_grace)
             task_status.started()
 
     async def authorize(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
+        """See Authorizer. As `classify`, and a guest's calls are counted."""
+        found = await self.classify(peer, method, least)
+        if found is PeerClass.GUEST and not self._guests.take(peer, trio.current_time()):
+            raise NotAuthorized(
+                "rate-limited",
+                f"{peer} may call {self.config.guest_rate_per_s:g} methods a second as a guest: register a node to "
+                f"call more",
+                retry_after_s=1 / self.config.guest_rate_per_s,
+            )
+        return found
+
+    async def classify(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
         """See Authorizer. Asks the chain at most once, and only for a peer the snapshot does not know."""
         found = self.peer_class(peer)
         if found < least and least is not PeerClass.PUBLIC and self._may_ask(peer, found, least):
@@ -145,12 +173,13 @@ class MembershipAuthorizer:
             found = self.peer_class(peer)
         if found < least:
             raise self._refusal(peer, method, least)
-        if found is PeerClass.GUEST and not self._guests.take(peer, trio.current_time()):
-            raise NotAuthorized(
-                "rate-limited",
-                f"{peer} may call {self.config.guest_rate_per_s:g} methods a second as a guest: register a node to "
-                f"call more",
-            )
+        return found
+
+    async def recheck(self, peer: PeerID, least: PeerClass) -> PeerClass:
+        """See Authorizer: `peer_class`, held against `least`."""
+        found = self.peer_class(peer)
+        if found < least:
+            raise self._refusal(peer, "this", least)
         return found
 
     def is_member(self, peer: PeerID) -> bool:
@@ -177,9 +206,22 @@ class MembershipAuthorizer:
             return ()
         return tuple(sorted(p for p, (standing, _) in self._view.standing.items() if standing is Standing.MEMBER))
 
-    async def wait_change(self) -> None:
-        """Until the snapshot has been read again."""
-        await self._changed.wait()
+    @property
+    def changes(self) -> int:
+        """How often the snapshot was read, the grace ended, or the chain came back after it."""
+        return self._changes
+
+    async def wait_change(self, seen: int | None = None) -> int:
+        """See Authorizer."""
+        seen = self._changes if seen is None else seen
+        while self._changes <= seen:
+            await self._changed.wait()
+        return self._changes
+
+    def _change(self) -> None:
+        self._changes += 1
+        event, self._changed = self._changed, trio.Event()
+        event.set()
 
     # -- reading the chain --
 
@@ -191,15 +233,15 @@ class MembershipAuthorizer:
             if self._readings != before and self._seen >= at_least:
                 return
             with trio.move_on_after(self.config.timeout_s) as scope:
-                head = await self._chain.head()
-                info = await self._chain.subnet(self._subnet_id, head.hash)
-                snapshot = await self._chain.snapshot(self._subnet_id, head)
-                bootnodes = await self._chain.bootnodes(self._subnet_id)
+                reading = await self._read()
             if scope.cancelled_caught:
-                raise ChainError(f"the chain took more than {self.config.timeout_s:g} s to list the subnet's nodes")
+                raise ChainUnavailable(
+                    f"the chain took more than {self.config.timeout_s:g} s to list the subnet's nodes"
+                )
+            head, info = reading.block, reading.info
             epoch = self._position(head, info).epoch
             standing: dict[PeerID, tuple[Standing, SubnetNode]] = {}
-            for node in snapshot.nodes:
+            for node in reading.snapshot.nodes:
                 verdict = standing_of(
                     node,
                     epoch=epoch,
@@ -210,15 +252,37 @@ class MembershipAuthorizer:
                 for peer in (node.peer_id, node.bootnode_peer_id, node.client_peer_id):
                     if peer is not None and standing.get(peer, (None,))[0] is not Standing.MEMBER:
                         standing[peer] = (verdict, node)
-            self._view = MembershipView(head, standing, frozenset(info.peer_id for info in bootnodes))
+            self._view = MembershipView(head, standing, reading.bootnodes)
             self._info = info
             self._seen = max(self._seen, head.number)
             self._readings += 1
             self._proven()
             for peer in standing:
                 self._unknown.pop(peer, None)
-            self._changed.set()
-            self._changed = trio.Event()
+            self._change()
+
+    async def _read(self) -> Reading:
+        """What all chains say. Two histories end what was believed of any of them at once; a fork that may settle only
+        keeps the reading from counting, and the grace runs."""
+        try:
+            reading = await read_agreed(self._chains, self._subnet_id, max_lag_blocks=self.config.max_lag_blocks)
+        except ChainsDisagree as error:
+            self._disagreement = str(error)
+            if isinstance(error, TwoHistories) and self._view is not None:
+                self._view = None
+                self._change()
+            raise
+        known = self._view.block.number if self._view is not None else 0
+        if self._is_witnessed and reading.block.number < known:
+            raise ChainUnavailable(
+                f"the chain URLs agree on block {reading.block.number} only, which is older than known"
+            )
+        self._disagreement = ""
+        return reading
+
+    @property
+    def _is_witnessed(self) -> bool:
+        return len(self._chains) > 1
 
     async def _try_refresh(self, why: str, *, at_least: int = 0) -> None:
         try:
@@ -232,7 +296,8 @@ class MembershipAuthorizer:
                 self._proven()
                 continue
             # `_seen` stays behind when a reading fails, so the next block tries again.
-            why = await self._news(head) if head.number == self._seen + 1 else "blocks were missed"
+            is_next = head.number == self._seen + 1 and not self._disagreement and self._view is not None
+            why = await self._news(head) if is_next else "blocks were missed"
             if why:
                 await self._try_refresh(why, at_least=head.number)
             else:
@@ -246,10 +311,17 @@ class MembershipAuthorizer:
         position = self._position(head, self._info)
         if self._info.slot is not None and head.number >= self._info.slot and position.offset == 0:
             return f"slot block of epoch {position.epoch}"
+        events: list[Event] = []
         try:
-            events = await self._chain.events(head.hash)
+            with trio.move_on_after(self.config.timeout_s) as scope:
+                for (
+                    chain
+                ) in self._chains:  # a witness that does not have this block yet, or never will, is a reason too
+                    events += await chain.events(head.hash)
         except ChainError as error:
             return f"events of block {head.number}: {error}"
+        if scope.cancelled_caught:
+            return f"events of block {head.number}: no answer"
         for event in events:
             if event.pallet != PALLET or not any(part in event.name for part in _TELLING):
                 continue
@@ -266,8 +338,8 @@ class MembershipAuthorizer:
             if trio.current_time() < self._proven_at + self.config.probe_s:
                 continue
             probed_at = trio.current_time()
-            if self._view is None:
-                await self._try_refresh("first reading")
+            if self._view is None or self._is_witnessed:  # an idle chain may be one whose URL stopped telling
+                await self._try_refresh("no news")
                 continue
             try:
                 with trio.move_on_after(self.config.timeout_s) as scope:
@@ -281,11 +353,27 @@ class MembershipAuthorizer:
             except ChainError as error:
                 log.debug("chain probe: %s", error)
 
+    async def _end_grace(self) -> None:
+        """The end of the grace changes who is a member, although no block comes to say so."""
+        while True:
+            if self._in_grace():
+                await trio.sleep_until(self._grace_end)
+                continue
+            self._change()
+            await self.wait_change()  # a reading, or the chain is back (_proven)
+
     def _proven(self) -> None:
+        was_over = not self._in_grace()
         self._proven_at = trio.current_time()
+        if was_over:
+            self._change()
+
+    @property
+    def _grace_end(self) -> float:
+        return self._proven_at + self.config.stale_after_s + self.config.grace_s
 
     def _in_grace(self) -> bool:
-        return trio.current_time() <= self._proven_at + self.config.stale_after_s + self.config.grace_s
+        return trio.current_time() < self._grace_end
 
     def _position(self, head: BlockRef, info: SubnetInfo) -> EpochPosition:
         length = self._chain.epoch_length
@@ -315,6 +403,12 @@ class MembershipAuthorizer:
 
     def _refusal(self, peer: PeerID, method: str, least: PeerClass) -> NotAuthorized:
         wants = f"{method} is for {least.name.lower()}s"
+        if self._disagreement:
+            return NotAuthorized(
+                "chain-disagrees",
+                f"{wants}, and whether {peer} is one is not known: the chain URLs of this node do not agree "
+                f"({self._disagreement}). Try later.",
+            )
         if self._view is None or self.chain_away:
             return NotAuthorized(
                 "chain-unreachable",
