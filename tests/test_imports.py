@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/chain/types.py", "mesh/chain/codec.py",
+PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py", "mesh/rpc/standing.py",
+        "mesh/rpc/adapters.py", "mesh/chain/types.py", "mesh/chain/codec.py",
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
         "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
         "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
@@ -26,8 +27,9 @@ ONLY_IN = {
 
 
 LAYERS = (
-    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit"},
-    {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "chain.types", "chain.windows",
+    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace"},
+    {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "rpc.flow", "rpc.standing",
+     "rpc.adapters", "rpc.codec", "chain.types", "chain.windows",
      "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect"},
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
     {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus"},

@@ -7,12 +7,24 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mesh.rpc.replies import ReplyCacheConfig
 from mesh.rpc.standing import StandingConfig
 
 RPC_PROTOCOL: Final = "/mesh/rpc/2.0.0"
 
 _MAX_COUNTED_CODES: Final = 64
+
+
+class ReplyCacheConfig(BaseModel):
+    """Bounds of the replies kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_replies: int = Field(default=4096, ge=1)
+    max_replies_per_peer: int = Field(default=256, ge=1)
+    max_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    max_bytes_per_peer: int = Field(default=4 * 1024 * 1024, ge=1)
+    life_s: float = Field(default=600.0, gt=0)
+    """How long a reply is kept."""
 
 
 class RpcConfig(BaseModel):

@@ -313,7 +313,8 @@ class LinkReader:
 
 
 async def watch(writer: LinkWriter, config: RpcConfig, idle_s: float, *, last_active: Callable[[], float]) -> None:
-    """Return when the channel is idle for `idle_s` (`last_active` says since when: inf while it is used). Raises StreamBroken when a write waits too long.
+    """Return when the channel was idle for `idle_s` (`last_active` says since when: inf while it is used). Raises
+    StreamBroken when a write waits too long.
 
     One task that sleeps, in place of a timeout around every read and write: those are most of what a call costs."""
     while True:

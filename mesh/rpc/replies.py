@@ -12,23 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
-from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RemoteFailure
 from mesh.peer import PeerID
-
-
-class ReplyCacheConfig(BaseModel):
-    """Bounds of the replies kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_replies: int = Field(default=4096, ge=1)
-    max_replies_per_peer: int = Field(default=256, ge=1)
-    max_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
-    max_bytes_per_peer: int = Field(default=4 * 1024 * 1024, ge=1)
-    life_s: float = Field(default=600.0, gt=0)
-    """How long a reply is kept."""
+from mesh.rpc.config import ReplyCacheConfig
 
 
 @dataclass(slots=True, eq=False)

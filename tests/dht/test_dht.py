@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from mesh.auth.authorizer import PeerClass
+from mesh.auth.authorizer import Everyone, PeerClass
 from mesh.dht import DHT, DhtConfig, KadServicer, Role
 from mesh.dht_state import DhtState
 from mesh.errors import DialFailed, NotAuthorized, RecordNotFound, RecordRejected, RemoteFailure
@@ -373,7 +373,7 @@ async def test_own_records_are_forgotten_when_they_expire(nursery: trio.Nursery)
     assert nodes[0].dht._own == {}
 
 
-class Classes:
+class Classes(Everyone):
     """An authorizer that takes the named peers as guests and everybody else as members."""
 
     def __init__(self) -> None:

@@ -184,7 +184,7 @@ def test_a_model_sent_by_a_client_is_judged_and_its_worth_told() -> None:
         taken = await first.rpc_request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=data))
         assert taken.model == hashlib.sha256(data).digest()
         with pytest.raises(RemoteFailure, match="no settled finding"):
-            await first.result(ResultRequest(model=taken.model))
+            await first.rpc_result(ResultRequest(model=taken.model))
         await village.reach(village.first_epoch + 1, 10)
         evidence = nodes[1].evidence[village.first_epoch]
         (one,) = evaluated(evidence)
