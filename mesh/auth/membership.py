@@ -292,7 +292,7 @@ class MembershipAuthorizer:
 
     async def _follow(self) -> None:
         async for head in self._chain.heads():
-            if self._view is not None and head == self._view.block:
+            if self._view is not None and head == self._view.block and not self._disagreement:
                 self._proven()
                 continue
             # `_seen` stays behind when a reading fails, so the next block tries again.
