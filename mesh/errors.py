@@ -98,9 +98,9 @@ class NotAuthorized(RpcError):
     ``chain-unreachable``, ``chain-disagrees``, ``rate-limited``, ``internal``: perhaps later; `retry_after_s` (not
     carried over the network, but in the message) says when, where that is known.
     ``all-refused``: several authorizers refused for different reasons, which the message lists.
-    Of signed requests (mesh.auth.request): ``wrong-addressee``, ``wrong-subnet``, ``wrong-method``, ``window-too-long``,
-    ``not-yet-valid``, ``expired``, ``signed-before-restart``, ``wrong-body``, ``replayed``, ``nonces-full``,
-    ``bad-signature``.
+    Of signed requests (mesh.auth.request): ``wrong-addressee``, ``wrong-subnet``, ``wrong-method``,
+    ``window-too-long``, ``not-yet-valid``, ``expired``, ``signed-before-restart``, ``wrong-body``, ``replayed``,
+    ``nonces-full``, ``bad-signature``.
     """
 
     def __init__(self, reason: str, detail: str, *, retry_after_s: float | None = None) -> None:

@@ -88,7 +88,9 @@ async def test_any_may_agree_and_the_highest_class_holds(how: str) -> None:
     error = await refusal(AnyOf(no("not-listed"), no("class-too-low")), how)
     assert error.reason == "all-refused"
     assert str(error) == "not-listed: because not-listed.; class-too-low: because class-too-low."
-    assert (await refusal(AnyOf(no("rate-limited"), no("rate-limited")), how)).reason == "rate-limited"
+    late, soon = (NotAuthorized("rate-limited", "wait.", retry_after_s=s) for s in (9.0, 2.0))
+    error = await refusal(AnyOf(Says(late), Says(soon)), how)
+    assert (error.reason, error.retry_after_s) == ("rate-limited", 2.0)
 
 
 @pytest.mark.parametrize("how", ASKS)

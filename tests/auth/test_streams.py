@@ -29,10 +29,10 @@ ACCOUNTS = [AccountKey.from_private(bytes((n,)) * 32) for n in range(1, 9)]
 PEERS = [PeerKey.dev(f"streams {n}").peer_id for n in range(3)]
 
 
-async def made_chain() -> FakeChain:
+async def made_chain(block_time_s: float | None = BLOCK_S) -> FakeChain:
     """An active subnet of three nodes with 10 TENSOR each, at the start of its first epoch."""
     ledger = Ledger(seed=1, fund={key.account_id: 10_000 * TENSOR for key in ACCOUNTS})
-    chain = FakeChain(ledger, block_time_s=BLOCK_S)
+    chain = FakeChain(ledger, block_time_s=block_time_s)
     data = {"name": b"s", "min_stake": TENSOR, "max_stake": 100 * TENSOR, "bootnodes": {b"x": b"y"}}
     calls: list[tuple[str, dict[str, object], AccountKey]] = [
         ("register_subnet", {"max_cost": 1, "subnet_data": data}, ACCOUNTS[0])
@@ -86,10 +86,12 @@ def told(wrap: str, reason: str) -> str:
 def scene(
     main: Callable[[FakeChain, MembershipAuthorizer, list[Stream]], Awaitable[None]],
     wrap: Callable[[Authorizer], Authorizer] = WRAPS["bare"],
+    *,
+    block_time_s: float | None = BLOCK_S,
     **config: Any,
 ) -> None:
     async def bounded() -> None:
-        chain = await made_chain()
+        chain = await made_chain(block_time_s)
         who = MembershipAuthorizer(chain, SUBNET, config=MembershipConfig(**config))
         async with trio.open_nursery() as nursery:
             await nursery.start(chain.run)
@@ -191,6 +193,29 @@ def test_a_chain_that_comes_back_within_the_grace_ends_nothing() -> None:
         assert [stream.ended for stream in streams] == [None] * 3
 
     scene(main, stale_after_s=30, grace_s=60)
+
+
+def test_each_grace_ends_although_no_block_ever_comes() -> None:
+    async def main(chain: FakeChain, who: MembershipAuthorizer, streams: list[Stream]) -> None:
+        for _ in range(3):
+            readings = who._readings
+            await trio.sleep(500)  # idle, and not away: nothing ends
+            stream = Stream(who, PEERS[0])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.run)
+                await trio.sleep(1)
+                assert stream.ended is None
+                chain.away = True
+                await trio.sleep(100)
+                assert stream.ended is not None
+            seen = who.changes
+            chain.away = False
+            with trio.fail_after(11):  # the probe finds it back, and whoever waits to come back is told
+                await who.wait_change(seen)
+            assert who.is_member(PEERS[0])
+            assert who._readings == readings
+
+    scene(main, block_time_s=None, stale_after_s=30, grace_s=60)
 
 
 def test_looking_again_asks_no_chain_and_takes_no_rate() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,17 @@ import trio
 
 from mesh.auth.authorizer import PeerClass
 from mesh.auth.membership import MembershipAuthorizer, MembershipConfig
+from mesh.auth.reading import TwoHistories, read_agreed
+from mesh.chain.client import Chain
+from mesh.chain.substrate import ChainConfig, SubstrateChain
 from mesh.chain.types import BlockRef, Event, Snapshot
+from mesh.devchain.node import DevChain, DevChainConfig, run_chain
 from mesh.errors import ChainError, ChainUnavailable, NotAuthorized
 from mesh.identity import PeerKey
 from mesh.testing.chain import FakeChain, Ledger
 from mesh.testing.simulation import run_sim
 from tests.auth.test_streams import ACCOUNTS, BLOCK_S, MEMBER, PEERS, SUBNET, TENSOR, Stream, made_chain, not_elected
+from tests.contract.test_chain import dev_bench, registered
 
 STRANGER = PeerKey.dev("witness stranger").peer_id
 
@@ -282,6 +290,27 @@ def test_many_questions_of_strangers_stay_few_with_witnesses() -> None:
         assert there.asked - before <= 3 * 5
 
     scene(main)
+
+
+async def test_two_connections_to_real_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    async with dev_bench(tmp_path) as bench, trio.open_nursery() as nursery:
+        subnet_id = await registered(bench)
+        other = DevChain(DevChainConfig(fund={f"0x{'1' * 40}": TENSOR}))
+        urls = [bench.chain.url]
+        urls.append(await nursery.start(functools.partial(run_chain, other.config, chain=other)))
+        chains: list[Chain] = [bench.chain]
+        for number, url in enumerate(urls):
+            chain = SubstrateChain(ChainConfig(urls=(url,)), journal_dir=tmp_path / str(number), rng=random.Random(1))
+            await nursery.start(chain.run)
+            chains.append(chain)
+        reading = await read_agreed(chains[:2], subnet_id, max_lag_blocks=0)
+        assert reading == await read_agreed(chains[:1], subnet_id, max_lag_blocks=0)
+        assert len(reading.snapshot.nodes) == 3
+        with pytest.raises(TwoHistories, match="genesis"):
+            await read_agreed(chains, subnet_id, max_lag_blocks=0)
+        nursery.cancel_scope.cancel()
+    other.close()
 
 
 def test_different_ledgers_never_agree() -> None:
