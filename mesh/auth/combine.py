@@ -163,4 +163,9 @@ async def _answer(part: Authorizer, question: Question, least: PeerClass) -> Pee
 def _refuse_together(refusals: list[NotAuthorized]) -> NoReturn:
     reasons = {error.reason for error in refusals}
     reason = reasons.pop() if len(reasons) == 1 else "all-refused"
-    raise NotAuthorized(reason, "; ".join(f"{e.reason}: {str(e)[:MAX_DETAIL_CHARS]}" for e in refusals))
+    waits_s = [error.retry_after_s for error in refusals if error.retry_after_s is not None]
+    raise NotAuthorized(
+        reason,
+        "; ".join(f"{error.reason}: {str(error)[:MAX_DETAIL_CHARS]}" for error in refusals),
+        retry_after_s=min(waits_s, default=None),
+    )

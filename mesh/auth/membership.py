@@ -292,7 +292,7 @@ class MembershipAuthorizer:
 
     async def _follow(self) -> None:
         async for head in self._chain.heads():
-            if self._view is not None and head == self._view.block:
+            if self._view is not None and head == self._view.block and not self._disagreement:
                 self._proven()
                 continue
             # `_seen` stays behind when a reading fails, so the next block tries again.
@@ -314,9 +314,7 @@ class MembershipAuthorizer:
         events: list[Event] = []
         try:
             with trio.move_on_after(self.config.timeout_s) as scope:
-                for (
-                    chain
-                ) in self._chains:  # a witness that does not have this block yet, or never will, is a reason too
+                for chain in self._chains:  # one that does not know this block is a reason, too
                     events += await chain.events(head.hash)
         except ChainError as error:
             return f"events of block {head.number}: {error}"

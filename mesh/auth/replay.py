@@ -14,7 +14,7 @@ which is as safe as long as the clock was not set back meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
 from pathlib import Path
 from typing import Final
 
@@ -38,15 +38,14 @@ class NonceTable:
         self._tolerance_ms = tolerance_ms
         self._max_nonces = max_nonces
         self._max_per_signer = max_per_signer
-        self._signers: dict[PeerID, dict[bytes, int]] = {}
-        self._size = 0
+        self._signers: dict[PeerID, set[bytes]] = {}
+        self._ends: list[tuple[int, PeerID, bytes]] = []
+        """A heap: what can be forgotten first is first."""
         self._forgotten_ms = 0
         """The latest end of a request whose nonce was forgotten."""
-        self._next_end_ms = 0
-        """No nonce can be forgotten before."""
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._ends)
 
     def check(self, request: SignedRequest, now_ms: int) -> None:
         """Whether it may be accepted, as far as the table knows. Raises NotAuthorized."""
@@ -56,43 +55,35 @@ class NonceTable:
                 f"this node was restarted and takes no request that begins before {self._floor_ms} ms: sign it anew.",
                 retry_after_s=max(0.0, (self._floor_ms - now_ms) / 1000),
             )
-        mine = self._signers.get(request.signer, {})
-        if request.nonce in mine or self._end(request) <= self._forgotten_ms:
+        self._forget(now_ms)
+        mine = self._signers.get(request.signer, ())
+        if request.nonce in mine or self._end_ms(request) <= self._forgotten_ms:
             raise NotAuthorized("replayed", "this request was accepted before, or could have been: sign a new one.")
-        if len(mine) >= self._max_per_signer or self._size >= self._max_nonces:
-            self._forget(now_ms)
-            mine = self._signers.get(request.signer, {})
-            if len(mine) >= self._max_per_signer or self._size >= self._max_nonces:
-                whose = "of this signer" if len(mine) >= self._max_per_signer else "of all signers"
+        for whose, count, limit in (
+            ("of this signer", len(mine), self._max_per_signer),
+            ("of all signers", len(self), self._max_nonces),
+        ):
+            if count >= limit:
                 raise NotAuthorized(
-                    "nonces-full", f"too many signed requests {whose} are still within their window. Try later."
+                    "nonces-full", f"{count} signed requests {whose} are still within their window. Try later."
                 )
 
     def add(self, request: SignedRequest, now_ms: int) -> None:
         """`check` and remember, in one step. Raises NotAuthorized."""
         self.check(request, now_ms)
-        end_ms = self._end(request)
-        self._signers.setdefault(request.signer, {})[request.nonce] = end_ms
-        self._size += 1
-        self._next_end_ms = min(self._next_end_ms, end_ms) if self._size > 1 else end_ms
+        self._signers.setdefault(request.signer, set()).add(request.nonce)
+        heapq.heappush(self._ends, (self._end_ms(request), request.signer, request.nonce))
 
-    def _end(self, request: SignedRequest) -> int:
+    def _end_ms(self, request: SignedRequest) -> int:
         return request.expiry_ms + self._tolerance_ms
 
     def _forget(self, now_ms: int) -> None:
-        if now_ms < self._next_end_ms:
-            return  # a full table is not walked again and again while nothing can have ended
-        for signer, nonces in list(self._signers.items()):
-            ended = [nonce for nonce, end_ms in nonces.items() if end_ms <= now_ms]
-            for nonce in ended:
-                self._forgotten_ms = max(self._forgotten_ms, nonces.pop(nonce))
-            self._size -= len(ended)
-            if not nonces:
+        while self._ends and self._ends[0][0] <= now_ms:
+            end_ms, signer, nonce = heapq.heappop(self._ends)
+            self._forgotten_ms = max(self._forgotten_ms, end_ms)
+            self._signers[signer].discard(nonce)
+            if not self._signers[signer]:
                 del self._signers[signer]
-        self._next_end_ms = min(self._ends(), default=0)
-
-    def _ends(self) -> Iterator[int]:
-        return (end_ms for nonces in self._signers.values() for end_ms in nonces.values())
 
 
 class ReplayFloor:

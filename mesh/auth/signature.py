@@ -47,7 +47,7 @@ class SignatureConfig(BaseModel):
     max_window_s: float = Field(default=MAX_WINDOW_S, gt=0, le=MAX_WINDOW_S)
     clock_tolerance_s: float = Field(default=30.0, ge=0, le=120, description="how far a signer's clock may be off")
     reserve_s: float = Field(default=10.0, gt=0, le=300, description="how far ahead the floor is written")
-    max_nonces: int = Field(default=65_536, ge=1, description="about 200 bytes each")
+    max_nonces: int = Field(default=65_536, ge=1, description="about 300 bytes each")
     max_nonces_per_signer: int = Field(default=2048, ge=1)
 
 
