@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 from libp2p import new_host
-from libp2p.abc import INetConn, INetStream, ISecureConn
+from libp2p.abc import ConnectionType, INetConn, INetStream, ISecureConn
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.exceptions import CryptographyError
 from libp2p.crypto.keys import KeyPair
@@ -129,6 +129,15 @@ class Libp2pStream:
         """Who is at the other end, proven by the noise handshake."""
         return self._remote
 
+    @property
+    def route(self) -> Libp2pRoute:
+        """The connection it is on. Raises StreamBroken when that is gone or leads over a relay."""
+        connection = self._muxed.muxed_conn
+        address = connection.get_remote_address()
+        if address is None or connection.get_connection_type() is not ConnectionType.DIRECT:
+            raise StreamBroken(f"there is no direct connection to {self._remote.short}")
+        return Libp2pRoute(str(address[0]), connection.is_initiator)
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See mesh.net.base.Stream. Returns when accepted; a lost connection may show at a later call only."""
         if self._sending:
@@ -174,6 +183,14 @@ class Libp2pStream:
         self._closed = True
         self._muxed.abort()
         await trio.lowlevel.checkpoint()
+
+
+@dataclass(frozen=True, slots=True)
+class Libp2pRoute:
+    """The connection under a stream (mesh.net.data.Route)."""
+
+    ip: str
+    is_dialler: bool
 
 
 @dataclass(slots=True)
@@ -230,6 +247,11 @@ class Libp2pNetwork:
     def local(self) -> PeerInfo:
         """Our id and the addresses we announce; those we listen at are known once `run` has started."""
         return self._local
+
+    @property
+    def listen_hosts(self) -> tuple[str, ...]:
+        """IP addresses it listens at, as configured."""
+        return tuple(host for host, _ in self._listen)
 
     def serve(self, protocol: str, handler: Handler, *, max_streams: int = 256) -> None:
         """See mesh.net.base.Network."""

@@ -339,7 +339,9 @@ class Gate(Everyone):
         return PeerClass.MEMBER
 
     async def wait_change(self, seen: int | None = None) -> int:
-        await (self._changed.wait() if not seen else trio.sleep_forever())
+        if seen:
+            await trio.sleep_forever()
+        await self._changed.wait()
         return self._changes
 
 
