@@ -5,14 +5,24 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 from pydantic import Field
 
-from mesh.content.disk import OFFLOAD_BYTES, Copy, Offload, in_thread, read_chunk, read_manifest, read_whole
+from mesh.content.disk import (
+    OFFLOAD_BYTES,
+    Copy,
+    Offload,
+    Partial,
+    in_thread,
+    read_chunk,
+    read_manifest,
+    read_whole,
+    write_leaves,
+)
 from mesh.content.fetch import FetchConfig, Fetcher, FindProviders, OnPenalty, Progress, check_digest
 from mesh.content.merkle import Manifest
 from mesh.content.service import ChunkReply, ChunkRequest, ContentServicer, ManifestReply, ManifestRequest
@@ -179,7 +189,7 @@ class Content(BlobStore):
         else:
             with self.partial(found.manifest) as partial:
                 await self.fetcher.fill(found, partial, progress)
-                await self._offload(lambda: partial.finish(self.path(digest)))
+                await self._offload(lambda: _finish(partial, self.path(digest)))
                 self.finished(found.manifest)
         await self.announce(digest)
         return found.data
@@ -272,6 +282,12 @@ class Content(BlobStore):
 
     async def _work(self, size: int, function: Callable[[], T]) -> T:
         return await self._offload(function) if size >= OFFLOAD_BYTES else function()
+
+
+def _finish(partial: Partial, path: Path) -> None:
+    with suppress(OSError):  # they can be computed again
+        write_leaves(path, partial.manifest)
+    partial.finish(path)
 
 
 async def put_file(

@@ -2,8 +2,8 @@
 
 Every source has a window of chunks in flight, as many as it delivers in `queue_s` at the speed it has shown, and one
 more: the faster it is, the more it is asked for, and a slow one never holds much. Chunks go out in order. When all are
-out, whoever has room is asked again for the one that is out longest, if that has taken longer than he would need
-several times over (the endgame): a stalled source costs a second at the end, not the transfer. What comes first counts.
+out, whoever has room is asked for one whose source has gone silent, or would need several times longer for it than he
+(the endgame): a stalled source costs a second at the end, not the transfer. What comes first counts.
 
     asks(now)           what to ask now, to be sent at once
     arrived, failed     how an ask ended; both return asks that have become pointless and are to be given up
@@ -31,9 +31,9 @@ class ScheduleConfig(BaseModel):
     max_in_flight: int = Field(default=32, ge=1, le=1024, description="chunks asked for and not there yet")
     max_in_flight_per_source: int = Field(default=8, ge=1, le=256, description="of these, at one source")
     max_sources: int = Field(default=64, ge=1, le=1024, description="sources considered; later ones are left out")
-    queue_s: float = Field(default=0.5, ge=0, description="work a source is given ahead, at the speed it has shown")
-    min_patience_s: float = Field(default=1.0, gt=0, description="no chunk is asked for again before this")
-    patience: float = Field(default=3.0, ge=1, description="nor before this many times what the next source needs")
+    queue_s: float = Field(default=2.0, ge=0, description="work a source is given ahead, at the speed it has shown")
+    min_patience_s: float = Field(default=1.0, gt=0, description="of silence, before which no chunk is asked for again")
+    patience: float = Field(default=3.0, ge=1, description="times what another source needs for a chunk, to ask it too")
     max_failures: int = Field(default=3, ge=1, description="in a row, after which a source is left out")
     max_busy: int = Field(default=10, ge=1, description="times in a row that a source may put us off")
     retry_s: float = Field(default=0.25, gt=0, description="before asking again after a failure; doubles in a row")
@@ -200,7 +200,7 @@ class Schedule:
                 times.append(max(source.retry_at, now))
             else:
                 times += [
-                    max(source.retry_at, max(asked.values()) + self._patience(source))
+                    max(source.retry_at, self._heard(asked) + self._patience(source))
                     for asked in self._flying.values()
                     if peer not in asked
                 ]
@@ -215,16 +215,36 @@ class Schedule:
     def _patience(self, source: _Source) -> float:
         return max(self.config.min_patience_s, self.config.patience * (source.service_s or 0.0))
 
+    def _heard(self, asked: dict[PeerID, float]) -> float:
+        """When one of those asked was last heard of, or asked."""
+        return max(max(since, self._sources[peer].last_arrival) for peer, since in asked.items())
+
     def _pick(self, peer: PeerID, source: _Source, now: float) -> int | None:
         if self._todo:
             return heapq.heappop(self._todo)
         patience = self._patience(source)
-        late = [
-            (since, chunk)
-            for chunk, asked in self._flying.items()
-            if peer not in asked and (since := max(asked.values())) + patience <= now
-        ]
-        return min(late)[1] if late else None
+        late = []
+        for chunk, asked in self._flying.items():
+            if peer in asked:
+                continue
+            heard = self._heard(asked)
+            if heard + patience <= now:
+                late.append((0, heard, chunk))
+            elif source.service_s is not None:
+                mine_s = (len(source.asked) + 1) * source.service_s
+                theirs_s = self._expected(chunk, asked) - now
+                if theirs_s > self.config.patience * mine_s:
+                    late.append((1, -theirs_s, chunk))
+        return min(late)[2] if late else None
+
+    def _expected(self, chunk: int, asked: dict[PeerID, float]) -> float:
+        """When a chunk in flight should come, by the speed of whom it was asked; now or never for the unproven."""
+        times = []
+        for peer, since in asked.items():
+            source = self._sources[peer]
+            place = list(source.asked).index(chunk) + 1
+            times.append(max(since, source.last_arrival) + place * (source.service_s or 0.0))
+        return min(times)
 
     def _end(self, ask: Ask) -> None:
         """Take an ask out of flight; its chunk is to be asked for again when it was the only one."""
