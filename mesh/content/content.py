@@ -85,6 +85,7 @@ class Content(BlobStore):
         self._offload = offload
         self._provide = provide
         self._manifests: OrderedDict[bytes, Manifest] = OrderedDict()
+        self._reading = trio.Lock()
         self._locks: dict[bytes, trio.Lock] = {}
         self._serving: Counter[PeerID] = Counter()
 
@@ -257,11 +258,14 @@ class Content(BlobStore):
             raise ContentNotFound(f"blob {digest.hex()} is not here")
         manifest = self._manifests.get(digest)
         if manifest is None:
-            try:
-                manifest = await self._work(size, lambda: read_manifest(self.path(digest), digest))
-            except ContentNotFound as error:
-                self._lost(digest, error)
-                raise
+            async with self._reading:  # it may take a second: not once for everybody who asks meanwhile
+                manifest = self._manifests.get(digest)
+                if manifest is None:
+                    try:
+                        manifest = await self._work(size, lambda: read_manifest(self.path(digest), digest))
+                    except ContentNotFound as error:
+                        self._lost(digest, error)
+                        raise
             self._manifests[digest] = manifest
             while len(self._manifests) > _MANIFESTS:
                 self._manifests.popitem(last=False)
@@ -306,8 +310,7 @@ async def put_file(
                     progress(copy.done, copy.size)
             manifest = await offload(copy.finish)
             digest = await offload(lambda: manifest.digest)
-            if not store.refresh(digest):
-                store.move_in(copy.path, manifest)
+            store.move_in(copy.path, manifest)  # over the one that is there, which may be damaged
         return digest
     finally:
         copy.close()

@@ -214,11 +214,11 @@ class Partial:
         """What an earlier run left, right or wrong."""
 
     def adopt(self, indexes: Iterable[int]) -> None:
-        """Take over those of the chunks that an earlier run wrote whole. Raises OSError."""
+        """Take over those of the chunks that an earlier run wrote whole."""
         for index in indexes:
             if index * CHUNK_BYTES >= self.left_bytes:
                 return
-            with contextlib.suppress(RemoteProtocolError):
+            with contextlib.suppress(OSError, RemoteProtocolError):
                 self.manifest.check_chunk(
                     index, _pread(self._handle, index * CHUNK_BYTES, self.manifest.chunk_size(index))
                 )

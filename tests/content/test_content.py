@@ -491,3 +491,26 @@ def test_one_peer_cannot_take_all_places(tmp_path: Path) -> None:
         assert not one._serving
 
     in_hosts(main, tmp_path)
+
+
+def test_hashes_that_are_gone_are_computed_once_for_all_who_ask(tmp_path: Path) -> None:
+    async def main(hosts: Hosts) -> None:
+        one, two = await hosts.add(), await hosts.add()
+        one.put(LARGE)
+        (one.directory / (TRUE.digest.hex() + ".leaves")).unlink()
+        works = 0
+
+        async def slowly(function):  # type: ignore[no-untyped-def]
+            nonlocal works
+            works += 1
+            await trio.sleep(1)
+            return function()
+
+        one._offload = slowly
+        request = ManifestRequest(digest=TRUE.digest)
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(two.rpc.call, ContentServicer.rpc_manifest, peer(one), request)
+        assert works == 1
+
+    in_hosts(main, tmp_path)

@@ -227,7 +227,9 @@ async def test_a_file_is_copied_in_chunk_by_chunk(size: int, tmp_path: Path) -> 
     several = [digest.hex() + ".leaves"] if size > MIB else []
     assert files(tmp_path / "blobs") == [digest.hex(), *several]
     assert store.path(digest).stat().st_mode & 0o777 == 0o600
+    store.path(digest).write_bytes(b"damaged")
     assert await put_file(store, tmp_path / "model", offload=inline) == digest
+    assert store.get_local(digest) == blob(size)
     assert files(tmp_path / "blobs") == [digest.hex(), *several]
 
 
