@@ -86,16 +86,18 @@ async def serve(directory: Path, rate: float) -> None:
 
 
 async def fetch(digest: bytes, size: int, target: Path, addresses: list[str]) -> None:
-    """The fetching process: prints seconds, CPU seconds, most memory (MiB) and the longest stop of its loop (ms)."""
+    """The fetching process: prints seconds, CPU seconds, most memory (MiB) and the longest stop of its loop (ms), with
+    waiting for a core and without."""
     rpc = Rpc(Libp2pNetwork(PeerKey.generate(), Libp2pConfig(listen=())), Everyone(), rng=random.Random(1))
-    longest = 0.0
+    tick_s, longest, longest_cpu = 0.005, 0.0, 0.0
 
     async def watch() -> None:
-        nonlocal longest
+        nonlocal longest, longest_cpu
         while True:
-            before = time.perf_counter()
-            await trio.sleep(0.005)
-            longest = max(longest, time.perf_counter() - before - 0.005)
+            before, before_cpu = time.perf_counter(), time.thread_time()
+            await trio.sleep(tick_s)
+            longest = max(longest, time.perf_counter() - before - tick_s)
+            longest_cpu = max(longest_cpu, time.thread_time() - before_cpu - tick_s)
 
     async with trio.open_nursery() as nursery:
         await nursery.start(rpc.net.run)
@@ -110,7 +112,8 @@ async def fetch(digest: bytes, size: int, target: Path, addresses: list[str]) ->
         assert got == size
         nursery.cancel_scope.cancel()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "mib": memory, "stop_ms": longest * 1e3}), flush=True)
+    stops = {"stop_ms": longest * 1e3, "stop_cpu_ms": longest_cpu * 1e3}
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "mib": memory, **stops}), flush=True)
 
 
 def run(stores: list[Path], digest: bytes, size: int, work: Path, rate: float) -> dict[str, float]:
@@ -180,7 +183,8 @@ def main(mib: int, rate_mb: float, repeats: int) -> None:
                         f"{mib} MiB from {count}, {f'{rate:g} MB/s each' if rate else 'unthrottled':>14}: "
                         f"{got['seconds']:7.2f} s  {mb / got['seconds']:6.1f} MB/s  CPU-ms/MB "
                         f"{got['cpu_s'] * 1e3 / mb:5.1f} here {got['source_cpu_s'] * 1e3 / mb:5.1f} there  "
-                        f"at most {got['mib']:4.0f} MiB  longest stop of the loop {got['stop_ms']:5.1f} ms  "
+                        f"at most {got['mib']:4.0f} MiB  longest stop of the loop {got['stop_ms']:4.1f} ms "
+                        f"({got['stop_cpu_ms']:.1f} of them computing)  "
                         f"load before {load:.1f}"
                     )
             alone, together = (statistics.median(seconds[count, rate]) for count in (1, SOURCES))

@@ -47,7 +47,7 @@ class Hosts:
         for other in self.rpcs:
             other.net.learn(net.local)
             net.learn(other.net.local)
-        content = Content(self.dir / str(len(self.rpcs)), rpc, config, offload=inline, **more)
+        content = Content(self.dir / str(len(self.rpcs)), rpc, config, **{"offload": inline, **more})
         rpc.serve(ContentServicer(serves(content) if serves else content))
         self.rpcs.append(rpc)
         await self.nursery.start(net.run)

@@ -20,6 +20,7 @@ from mesh.content import (
     ManifestRequest,
     PenaltyConfig,
     digest_of,
+    in_thread,
 )
 from mesh.content.merkle import MAX_BLOB_BYTES, MAX_CHUNKS, manifest_of
 from mesh.errors import ContentNotFound, LocalProtocolError, NetworkError, RemoteFailure, StoreFull
@@ -60,6 +61,18 @@ def test_a_blob_comes_and_is_kept(size: int, tmp_path: Path) -> None:
         assert two.size(digest) == size
 
     in_hosts(main, tmp_path)
+
+
+async def test_it_comes_the_same_way_with_threads(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        hosts = Hosts(nursery, tmp_path)
+        one, other, two = [await hosts.add(offload=in_thread) for _ in range(3)]
+        one.put(LARGE)
+        other.put(LARGE)
+        path = await two.fetch_file(TRUE.digest, max_bytes=len(LARGE), peers=[peer(one), peer(other)])
+        assert path.read_bytes() == LARGE
+        assert await two.fetch(TRUE.digest, max_bytes=len(LARGE)) == LARGE
+        nursery.cancel_scope.cancel()
 
 
 def test_chunks_come_from_all_who_have_them(tmp_path: Path) -> None:
