@@ -55,7 +55,7 @@ class Content(BlobStore):
     """This node's blobs. `put`, `get_local`, `pin`, `retain` and `drop` are the store's; here is what talks to peers.
 
     `find_providers` and `provide` are how it asks and tells who has a blob; without them, sources are those a caller
-    gives. `on_penalty` hears of peers that sent what hashes to something else.
+    gives. `put` waits for nothing and so tells nobody: `announce` does. `on_penalty` hears of peers that sent what hashes to something else.
     """
 
     config: ContentConfig
@@ -105,13 +105,16 @@ class Content(BlobStore):
         return digest
 
     async def announce(self, digest: bytes) -> None:
-        """Tell others that a blob is here; a failure is logged."""
+        """Tell others that a blob is here; a failure, or not being done in time, is logged."""
         if self._provide is None:
             return
-        try:
-            await self._provide(digest)
-        except MeshError as error:
-            log.warning("nobody was told that blob %s is here: %s", digest.hex(), error)
+        with trio.move_on_after(self.config.fetch.lookup_timeout_s) as scope:
+            try:
+                await self._provide(digest)
+            except MeshError as error:
+                log.warning("nobody was told that blob %s is here: %s", digest.hex(), error)
+        if scope.cancelled_caught:
+            log.warning("nobody was told in time that blob %s is here", digest.hex())
 
     # --- fetching ---
 

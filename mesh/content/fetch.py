@@ -7,6 +7,7 @@ source for a while, here and in later fetches (mesh.content.penalty).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ class FetchConfig(BaseModel):
     hedge_s: float = Field(default=1.0, gt=0, description="without a manifest, before the next source is asked too")
     max_hedged: int = Field(default=8, ge=1, description="sources asked for a manifest at the same time")
     max_lookups: int = Field(default=2, ge=0, description="times `find_providers` is asked in one fetch")
-    lookup_timeout_s: float = Field(default=15.0, gt=0, description="for one of these")
+    lookup_timeout_s: float = Field(
+        default=15.0, gt=0, description="for one of these, and for telling others of a blob"
+    )
     max_said: int = Field(default=8, ge=0, description="sources' excuses quoted in an error")
     schedule: ScheduleConfig = ScheduleConfig()
     penalty: PenaltyConfig = PenaltyConfig()
@@ -271,7 +274,7 @@ class Fetcher:
             indexes = range(start, min(start + _ADOPT_AT_ONCE, len(manifest)))
             if start * CHUNK_BYTES >= partial.left_bytes:
                 break
-            await self._offload(lambda indexes=indexes: partial.adopt(indexes))  # type: ignore[misc]
+            await self._offload(functools.partial(partial.adopt, indexes))
         schedule = Schedule((i for i in range(len(manifest)) if i not in partial.have), self.config.schedule)
         for peer in found.sources_in_order():
             schedule.add(peer)
