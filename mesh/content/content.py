@@ -55,7 +55,8 @@ class Content(BlobStore):
     """This node's blobs. `put`, `get_local`, `pin`, `retain` and `drop` are the store's; here is what talks to peers.
 
     `find_providers` and `provide` are how it asks and tells who has a blob; without them, sources are those a caller
-    gives. `put` waits for nothing and so tells nobody: `announce` does. `on_penalty` hears of peers that sent what hashes to something else.
+    gives. `put` waits for nothing and so tells nobody: `announce` does. `on_penalty` hears of peers that sent what
+    hashes to something else.
     """
 
     config: ContentConfig
