@@ -26,7 +26,7 @@ from mesh.chain.epochs import Epochs
 from mesh.clock import Clock, SystemClock
 from mesh.config import NodeConfig
 from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
-from mesh.content import Content
+from mesh.content import Content, Offload, in_thread
 from mesh.dht import DHT, DhtConfig, Role
 from mesh.errors import ChainUnavailable, ConfigError
 from mesh.identity import AccountKey, PeerKey
@@ -64,6 +64,8 @@ class Parts:
     rng: random.Random = field(default_factory=lambda: random.Random(os.urandom(16)))
     worker: Compute | None = None
     """None: a process of its own for the subnet's jobs."""
+    offload: Offload = in_thread
+    """How large blobs are read, hashed and written; a simulation has no threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ async def run_node(
         if view.has_chain:
             rules += [inventory_rule(), refusal_rule()]
         dht = _dht(config, parts, rpc, rules, view, role=Role.SERVER, state_path=state / "dht.json")
-        content = Content(config.data_dir / "content", rpc)
+        content = Content(config.data_dir / "content", rpc, offload=parts.offload)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
         worker = parts.worker or Worker(subnet.jobs)

@@ -12,6 +12,7 @@ PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py",
         "mesh/rpc/adapters.py", "mesh/chain/types.py", "mesh/chain/codec.py",
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
         "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
+        "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
         "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
         "subnets/evaluation/votes.py")  # fmt: skip
 IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "substrateinterface"}

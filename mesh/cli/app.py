@@ -48,6 +48,11 @@ def build() -> App:
         help="Check what stands between this machine and a working node.",
     )
     app.command("mesh.cli.transfer:transfer", name="transfer", help="Send TENSOR to another account.")
+    content = _app("content", "Blobs by digest: put a file among a node's, get one from the network.")
+    content.command("mesh.cli.content:put", name="put", help="Copy a file into a node's blobs.")
+    content.command("mesh.cli.content:get", name="get", help="Get a blob from peers.")
+    content.command("mesh.cli.content:ls", name="ls", help="List a node's blobs.")
+    app.command(content)
     new = _app("new", "Start something of your own.")
     new.command("mesh.cli.scaffold:subnet", name="subnet", help="Scaffold a subnet.")
     app.command(new)

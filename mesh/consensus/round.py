@@ -88,7 +88,7 @@ class ProposalArgs(_Wire):
     """The epoch of the work; the proposal is made in the one after it."""
     snapshot: Digest
     evidence: DigestOrNone
-    """sha256 of the blob; b"" in an empty proposal."""
+    """The digest (mesh.content) of the blob; b"" in an empty proposal."""
     size: Annotated[int, Field(ge=0, le=2**40)]
     """Bytes of the blob."""
     score: Annotated[str, Field(min_length=1, max_length=128)]
@@ -484,7 +484,7 @@ def _by_digest(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def encode_blob(blob: Blob, *, max_bytes: int = MAX_BLOB_BYTES) -> bytes:
-    """The canonical bytes whose sha256 goes on chain. Raises LocalProtocolError when they are too many."""
+    """The canonical bytes whose digest goes on chain. Raises LocalProtocolError when they are too many."""
     data = msgpack.packb(
         {
             "v": VERSION,

@@ -22,6 +22,7 @@ from mesh.chain import staking
 from mesh.chain.types import PLANCK_PER_TENSOR, Score, SubnetNode, first_block
 from mesh.clock import SimClock
 from mesh.config import NodeConfig
+from mesh.content import inline
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, KeyType, PeerKey
 from mesh.node import NodeInfo, Parts, run_node
@@ -188,6 +189,7 @@ class Village:
             SimClock(),
             random.Random(self._rng.random()),
             self._worker(number) if self._worker is not None else None,
+            offload=inline,
         )
         assert self._nursery is not None
         await self._nursery.start(self._node, config, parts, number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 from mesh.chain.types import Score
 from mesh.consensus.evidence import Commit, epoch_key
 from mesh.consensus.quorum import SALT_BYTES
+from mesh.content import digest_of
 from mesh.errors import ConfigError, MeshError, ModelRejected
 from mesh.kad.validator import NamespaceRule
 from mesh.peer import PeerID
@@ -64,9 +64,7 @@ class InferenceSubnet:
         """started() once the model is checked and served. Raises ConfigError for a model that cannot be."""
         batcher = self._batchers.pop(ctx.identity.peer_id, None) or Batcher(ctx.worker, config.batch)
         model = await _load(ctx, config)
-        batcher.use(
-            Served(hashlib.sha256(model["model"]).digest(), model["model"], config.architecture, config.width, 0, 0)
-        )
+        batcher.use(Served(digest_of(model["model"]), model["model"], config.architecture, config.width, 0, 0))
         async with trio.open_nursery() as nursery:
             await nursery.start(batcher.run)
             nursery.start_soon(_prove, ctx, config, model)
@@ -106,9 +104,7 @@ async def _answer(ctx: SubnetContext, config: InferenceConfig, model: Mapping[st
     await ctx.epochs.wait_until(epoch, when.vote_commit.first)
     seed = probe_seed(await ctx.epochs.draw_hash(epoch))
     found = await ctx.worker.call("probe", {**model, "seed": seed}, priority=Priority.VERIFY)
-    answer = Answer(
-        model=hashlib.sha256(model["model"]).digest(), labels=found["labels"], salt=ctx.rng.randbytes(SALT_BYTES)
-    )
+    answer = Answer(model=digest_of(model["model"]), labels=found["labels"], salt=ctx.rng.randbytes(SALT_BYTES))
     commit = answer_commitment(ctx.genesis, ctx.subnet_id, epoch=epoch, owner=ctx.identity.peer_id, answer=answer)
     for namespace, value, first in ((COMMIT, Commit(commitment=commit), 0), (PROBE, answer, when.vote_reveal.first)):
         await ctx.epochs.wait_until(epoch, first)

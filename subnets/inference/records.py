@@ -27,7 +27,7 @@ class Answer(Value):
     """What a node's model says to the epoch's drawn inputs."""
 
     model: Digest
-    """sha256 of its safetensors bytes."""
+    """The digest (mesh.content) of its safetensors bytes."""
     labels: Digest
     """sha256 of the labels, one byte each."""
     salt: Salt

@@ -1,7 +1,7 @@
 """Serving a model to others: requests are collected for a few milliseconds, answered by one run of the worker.
 
-`/mesh/inference/1.0.0` answers members, which a registered client id is. Every answer says which model made it (sha256
-of its safetensors bytes), on which device, and in how large a batch.
+`/mesh/inference/1.0.0` answers members, which a registered client id is. Every answer says which model made it (by the
+digest of its safetensors bytes), on which device, and in how large a batch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PredictReply(_Message):
 
     labels: list[int]
     model: bytes
-    """sha256 of the model's safetensors bytes."""
+    """The digest (mesh.content) of the model's safetensors bytes."""
     device: str
     """"cpu", or "cuda (…)" with the device's name."""
     batch: int

@@ -77,7 +77,7 @@ class Champion(Value):
     owner: Annotated[bytes, Field(max_length=44)]
     """Multihash of the finder's peer id, empty for the default."""
     weights: Annotated[bytes, Field(max_length=32)]
-    """sha256 of the weights' safetensors bytes, empty for the default."""
+    """The digest (mesh.content) of the weights' safetensors bytes, empty for the default."""
     ppm: Ppm
     """As verified by the quorum; 0 for the default."""
 

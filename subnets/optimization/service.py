@@ -108,7 +108,7 @@ class StatusReply(BaseModel):
     """Subnet epoch whose quorum verified the champion; 0 for the documented default."""
     champion_ppm: int
     champion_digest: bytes
-    """sha256 of the weights that are served; empty until something is."""
+    """Digest of the weights that are served; empty until something is."""
     settled_epoch: int
     """Last settled epoch this node saw, -1 before the first."""
     claims: list[ClaimReport] = Field(max_length=1024)

@@ -3,37 +3,44 @@
 import trio
 
 import mesh.consensus.loop as loop
-from mesh.content import ContentServicer, FetchReply
+from mesh.content import CHUNK_BYTES, ChunkReply, Content, Manifest, ManifestReply
+from mesh.content.merkle import leaf_of
 from mesh.mock import subnet
 from mesh.testing.village import simulate
 
-DIGEST = b"\x07" * 32
-SIZE = 12 * 2**20
+BLOB = Manifest(12 * CHUNK_BYTES, leaf_of(bytes(CHUNK_BYTES)) * 12)
 
 
 def test_a_slow_proposer_costs_one_epoch_only(monkeypatch) -> None:
-    attackers = set()
-    honest_prepare, honest_fetch = loop.ConsensusLoop._prepare, ContentServicer.rpc_fetch
+    attackers, served = set(), []
+    honest_prepare, honest_manifest = loop.ConsensusLoop._prepare, Content.serve_manifest
 
     async def prepare(self, found, offset):
         if not attackers:
             attackers.add(self._identity.peer_id)  # whoever is elected first
         if self._identity.peer_id not in attackers:
             return await honest_prepare(self, found, offset)
-        return ((), self._args(found.ctx, evidence=DIGEST, size=SIZE)) if offset >= 12 else None
+        return ((), self._args(found.ctx, evidence=BLOB.digest, size=BLOB.size)) if offset >= 12 else None
 
-    async def fetch(self, request, ctx):
-        if request.digest != DIGEST or self._content.rpc.net.local.peer_id not in attackers:
-            return await honest_fetch(self, request, ctx)
-        await trio.sleep(13.0 if request.offset == 0 else 3.9)
-        return FetchReply(size=SIZE, data=bytes(min(request.length, SIZE - request.offset)))
+    async def manifest(self, request, remote):
+        if request.digest != BLOB.digest or self.rpc.net.local.peer_id not in attackers:
+            return await honest_manifest(self, request, remote)
+        return ManifestReply(size=BLOB.size, leaves=BLOB.leaves, data=b"")
+
+    async def chunk(self, request, remote):
+        assert request.digest == BLOB.digest
+        served.append(request.index)
+        await trio.sleep(26.0)
+        return ChunkReply(data=bytes(CHUNK_BYTES))
 
     monkeypatch.setattr(loop.ConsensusLoop, "_prepare", prepare)
-    monkeypatch.setattr(ContentServicer, "rpc_fetch", fetch)
+    monkeypatch.setattr(Content, "serve_manifest", manifest)
+    monkeypatch.setattr(Content, "serve_chunk", chunk)
     result = simulate(subnet, nodes=4, epochs=4, seed=3)
     spoiled = {epoch for epoch, scores in result.proposals.items() if not scores}
     assert spoiled, "the attacker was never elected: take another seed"
     assert len(spoiled) < len(result.proposals)
+    assert len(served) > 4
     for epoch, scores in result.proposals.items():
         if epoch not in spoiled:
             assert len(scores) == 4

@@ -15,7 +15,7 @@ from mesh.chain.types import Score, Submission
 from mesh.clock import SimClock
 from mesh.consensus import round as rules
 from mesh.consensus.loop import ConsensusConfig, ConsensusLoop, inventory_rule, refusal_rule
-from mesh.content import Content
+from mesh.content import Content, inline
 from mesh.dht import DHT, KadServicer
 from mesh.identity import AccountKey
 from mesh.kad.record import Record
@@ -64,7 +64,7 @@ class Node:
             rng=random.Random(label),
         )
         self.dir = town.dir / label
-        self.content = Content(self.dir / "content", self.rpc)
+        self.content = Content(self.dir / "content", self.rpc, offload=inline)
         self.content_served = False
         self.scope: trio.CancelScope | None = None
         self.send, self.settlements = trio.open_memory_channel[Settlement](2)

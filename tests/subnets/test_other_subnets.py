@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel
 from mesh import mock
 from mesh.chain.types import ONE
 from mesh.consensus.evidence import Commit, epoch_key
+from mesh.content import digest_of
 from mesh.errors import ConfigError, RecordRejected, RemoteFailure, StoreFull
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition
@@ -182,7 +182,7 @@ def test_a_model_sent_by_a_client_is_judged_and_its_worth_told() -> None:
         first = rpc.stub(EvaluationServicer, village.peer(2))
         data = b"a model of many bytes"
         taken = await first.rpc_request(EvaluateRequest(architecture="mlp-digits-1", width=16, data=data))
-        assert taken.model == hashlib.sha256(data).digest()
+        assert taken.model == digest_of(data)
         with pytest.raises(RemoteFailure, match="no settled finding"):
             await first.rpc_result(ResultRequest(model=taken.model))
         await village.reach(village.first_epoch + 1, 10)
@@ -237,7 +237,7 @@ def test_nodes_that_serve_one_model_are_paid_and_the_odd_one_is_not(tmp_path: Pa
 
     async def ask(village: Village) -> None:
         stub = nodes[1].ctx.rpc.stub(InferenceServicer, village.peer(2))
-        assert (await stub.rpc_model(ModelRequest())).model == hashlib.sha256(b"the model").digest()
+        assert (await stub.rpc_model(ModelRequest())).model == digest_of(b"the model")
 
     assert run(nodes, InferenceConfig(model=tmp_path, width=16), ask).earned() == {1, 2, 3}
 

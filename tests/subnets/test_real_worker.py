@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from mesh.content import digest_of
 from mesh.errors import ModelRejected, RemoteFailure
 from mesh.worker import Priority, Worker
 from subnets.inference.models import ARCHITECTURE
@@ -49,7 +49,7 @@ async def test_a_candidate_is_explored_judged_and_served_by_a_child(tmp_path: Pa
         rows = bytes(2 * 256)
         with pytest.raises(RemoteFailure, match="not-ready"):
             await batcher.predict(rows, 2)
-        batcher.use(Served(hashlib.sha256(model).digest(), model, ARCHITECTURE, GOOD.hidden, 0, 0))
+        batcher.use(Served(digest_of(model), model, ARCHITECTURE, GOOD.hidden, 0, 0))
         await nursery.start(batcher.run)
         assert len(predict_request(rows, 2).data) == len(rows)
         replies = []
@@ -62,7 +62,7 @@ async def test_a_candidate_is_explored_judged_and_served_by_a_child(tmp_path: Pa
                 clients.start_soon(ask)
         assert len({tuple(reply.labels) for reply in replies}) == 1
         assert batcher.batches < 20
-        assert replies[0].model == hashlib.sha256(model).digest()
+        assert replies[0].model == digest_of(model)
         assert replies[0].device == "cpu" or replies[0].device.startswith("cuda (")
         assert worker.restarts == 0
         nursery.cancel_scope.cancel()
