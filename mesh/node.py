@@ -32,7 +32,9 @@ from mesh.errors import ChainUnavailable, ConfigError
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
+from mesh.net.data import DataPlane
 from mesh.peer import PeerID, PeerInfo
+from mesh.rpc.reflection import ReflectionServicer
 from mesh.rpc.rpc import Rpc
 from mesh.rpc.servicer import RpcContext, Servicer, method
 from mesh.subnet import Settlement, Subnet, SubnetContext
@@ -66,6 +68,8 @@ class Parts:
     """None: a process of its own for the subnet's jobs."""
     offload: Offload = in_thread
     """How large blobs are read, hashed and written; a simulation has no threads."""
+    data: DataPlane | None = None
+    """Data connections beside the network's; None: libp2p streams carry all calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,7 @@ async def run_node(
         if view.has_chain and hotkey is not None:
             await _warn_of_an_empty(hotkey, view.chain)
         await nursery.start(parts.net.run)
-        rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
-        await nursery.start(rpc.run)
+        rpc = await _start_rpc(nursery, parts, view)
         rules: list[NamespaceRule] = [*subnet.rules(subnet_config)]
         if view.has_chain:
             rules += [inventory_rule(), refusal_rule()]
@@ -199,8 +202,7 @@ async def run_bootnode(
     async with trio.open_nursery() as nursery:
         view = await _open_chain_view(nursery, config, parts)
         await nursery.start(parts.net.run)
-        rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()))
-        await nursery.start(rpc.run)
+        rpc = await _start_rpc(nursery, parts, view)
         rpc.serve(HealthServicer(lambda: _health("bootnode", view, parts.net)))
         dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
         await nursery.start(dht.run, view.bootstrap)
@@ -330,6 +332,15 @@ async def _warn_of_an_empty(hotkey: AccountKey, chain: Chain) -> None:
             hotkey.address,
             hotkey.address,
         )
+
+
+async def _start_rpc(nursery: trio.Nursery, parts: Parts, view: _ChainView) -> Rpc:
+    if parts.data is not None:
+        await nursery.start(parts.data.run)
+    rpc = Rpc(parts.net, view.authorizer, rng=random.Random(parts.rng.random()), data=parts.data)
+    rpc.serve(ReflectionServicer(rpc.served))
+    await nursery.start(rpc.run)
+    return rpc
 
 
 def _dht(

@@ -35,7 +35,7 @@ LAYERS = (
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
     {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus"},
     {"net", "chain.substrate", "devchain"},
-    {"node", "mock"},
+    {"node", "mock", "client"},
     {"testing", "cli"},
 )  # fmt: skip
 """From the bottom up; a longer name decides. Imports for type checking only are not held to it."""

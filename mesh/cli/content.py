@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json as jsonlib
-import os
-import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import trio
 from cyclopts import Parameter
 
 from mesh.cli.common import run_until_signalled
-from mesh.errors import ConfigError, LocalProtocolError, ProtocolError
+from mesh.errors import ConfigError, LocalProtocolError
 from mesh.identity import PeerKey, load_peer_key
-from mesh.peer import PeerInfo
 
 if TYPE_CHECKING:
     from mesh.content import Progress
@@ -82,18 +78,14 @@ def get(
         identity_path: Peer key file of a node or client; a throwaway identity, which nodes on a chain refuse, without.
         force: Replace the file when it is there.
     """
+    from mesh.client import parse_peers
     from mesh.content import MAX_BLOB_BYTES, parse_digest
 
     try:
         wanted = parse_digest(digest)
     except LocalProtocolError as error:
         raise ConfigError(str(error)) from error
-    try:
-        peers = [PeerInfo.parse(part) for text in initial_peers for part in text.split()]
-    except ProtocolError as error:
-        raise ConfigError(f"--initial_peers: {error}") from error
-    if not peers:
-        raise ConfigError("say who may have it: --initial_peers /ip4/…/tcp/…/p2p/… (a running node prints its own)")
+    peers = parse_peers(initial_peers, flag="--initial_peers")
     path = output or Path(wanted.hex())
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already: give another file with -o, or --force to replace it")
@@ -104,29 +96,20 @@ def get(
     got: list[int] = []
 
     async def main() -> None:
-        from mesh.auth.authorizer import Everyone
+        from mesh.client import connect
         from mesh.content import Fetcher
-        from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
-        from mesh.rpc.rpc import Rpc
 
-        net = Libp2pNetwork(identity, Libp2pConfig(listen=()))
-        rpc = Rpc(net, Everyone(), rng=random.Random(os.urandom(16)))
-        async with trio.open_nursery() as nursery:
-            await nursery.start(net.run)
-            await nursery.start(rpc.run)
-            for info in peers:
-                net.learn(info)
+        async with connect(peers, identity=identity) as client:
             with _bar(f"get {wanted.hex()[:16]}") as progress:
                 got.append(
-                    await Fetcher(rpc).to_file(
+                    await Fetcher(client.rpc).to_file(
                         wanted,
                         path,
                         max_bytes=min(free, MAX_BLOB_BYTES),
-                        peers=[info.peer_id for info in peers],
+                        peers=client.peers,
                         progress=progress,
                     )
                 )
-            nursery.cancel_scope.cancel()
 
     run_until_signalled(main)
     if not got:

@@ -38,6 +38,8 @@ class NodeOptions:
     "Addresses to listen on; port 0 takes a free one."
     announce_maddrs: tuple[str, ...] = ()
     "Addresses to tell others, when they differ."
+    data_port: int = 0
+    "TCP port of data connections; fix it where a firewall must know it. 0 takes a free one."
     initial_peers: Annotated[tuple[str, ...], Parameter(env_var="PUBLIC_INITIAL_PEERS")] = ()
     "Nodes to join through, /ip4/…/tcp/…/p2p/…, beside the bootnodes that the chain lists."
     new_swarm: bool = False
@@ -144,10 +146,12 @@ def _run(
     log.configure(level=node.log_level, json_lines=node.log_json, file=node.log_file)
     identity = load_peer_key(config.identity_path) if node.identity_path else PeerKey.generate()
     from mesh.chain.local import data_home
+    from mesh.net.data import DataConfig, DataPlane
     from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
     from mesh.node import Parts, one_process_per_hotkey, warn_when_open
 
     net = Libp2pNetwork(identity, Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs))
+    data = DataPlane(net, hosts=net.listen_hosts, config=DataConfig(port=config.data_port))
     if node.no_blockchain_rpc:
         the_chain = None
         warn_when_open(config.host_maddrs)
@@ -166,7 +170,7 @@ def _run(
         _announce(label, info, node)
 
     with one_process_per_hotkey(hotkey, data_home() / "locks") if hotkey else nullcontext():
-        run_until_signalled(lambda: run(Parts(identity, net, the_chain), started))
+        run_until_signalled(lambda: run(Parts(identity, net, the_chain, data=data), started))
 
 
 def _announce(label: str, info: NodeInfo, node: NodeOptions) -> None:
@@ -211,6 +215,7 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         data_dir=node.data_dir or data_home() / "nodes" / name,
         host_maddrs=host,
         announce_maddrs=announce,
+        data_port=node.data_port,
         initial_peers=peers,
         subnet_id=node.subnet_id,
         subnet_node_id=subnet_node_id,

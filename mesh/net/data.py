@@ -120,20 +120,18 @@ class DataPlane:
         net: Network,
         *,
         hosts: Sequence[str],
-        authorize: Callable[[PeerID], Awaitable[object]],
         config: DataConfig | None = None,
         clock: Clock | None = None,
         nonce: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """`hosts`: IP addresses to listen at, as the network's own (none: dial only). `authorize` raises NotAuthorized
-        for a peer that may have no connection."""
+        """`hosts`: IP addresses to listen at, as the network's own (none: dial only)."""
         self.config = config or DataConfig()
         self._net = net
         self._hosts = tuple(dict.fromkeys(hosts))
-        self._authorize = authorize
         self._clock = clock or SystemClock()
         self._nonce = nonce
         self._handler: Handler | None = None
+        self._authorize: Callable[[PeerID], Awaitable[object]] | None = None
         self._nursery: trio.Nursery | None = None
         self._port = 0
         self._closed_context: ssl.SSLContext | None = None
@@ -145,9 +143,15 @@ class DataPlane:
         """Connections, and whether the other side asked for them."""
         net.serve(DATA_PROTOCOL, self._on_offer, max_streams=self.config.max_connections + self.config.max_offers)
 
-    def on_stream(self, handler: Handler) -> None:
-        """What serves the connections that others asked for."""
+    def serve(self, handler: Handler, authorize: Callable[[PeerID], Awaitable[object]]) -> None:
+        """Let others ask for connections: `handler` serves them, `authorize` raises NotAuthorized for a peer that may
+        have none. Until then all are refused."""
         self._handler = handler
+        self._authorize = authorize
+
+    def peers(self) -> tuple[PeerID, ...]:
+        """Who has a live connection with us, in the order of connecting."""
+        return tuple(dict.fromkeys(peer for peer, _ in self._live.values()))
 
     @property
     def port(self) -> int:
@@ -293,6 +297,7 @@ class DataPlane:
             raise RemoteProtocolError("a refusal of nothing")
         try:
             self._check_room(peer)
+            assert self._authorize is not None
             await self._authorize(peer)
             route = _route(stream)
             port = 0 if route.is_dialler else self._need_port()

@@ -68,13 +68,18 @@ _CLOSING: Final = 16  # channels told to end, whose streams are still counted by
 _MUST_PASS: Final = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
 _KEY_BYTES: Final = 16
 _MAX_DATA_DOUBLINGS: Final = 4
+_DATA: Final = "a data connection"
 
 
 class DataConnections(Protocol):
     """Streams beside the libp2p connection, for calls and bulk (mesh.net.data)."""
 
-    def on_stream(self, handler: Handler) -> None:
-        """What serves the connections that others asked for."""
+    def serve(self, handler: Handler, authorize: Callable[[PeerID], Awaitable[object]]) -> None:
+        """What serves the connections that others ask for, and whose they may be."""
+        ...
+
+    def peers(self) -> tuple[PeerID, ...]:
+        """Who has a live connection with us."""
         ...
 
     async def open(self, peer: PeerID) -> Stream:
@@ -317,7 +322,7 @@ class Rpc:
         self._is_draining = False
         net.serve(RPC_PROTOCOL, self._accept, max_streams=self.config.max_channels_in + _CLOSING)
         if data is not None:
-            data.on_stream(self._accept_data)
+            data.serve(self._accept_data, lambda peer: self._class_of(peer, _DATA, PeerClass.MEMBER))
 
     # --- serving ---
 
@@ -372,6 +377,13 @@ class Rpc:
                         await call.admission.recheck()
                     except NotAuthorized as error:
                         call.refuse(error)
+            for peer in self._data.peers() if self._data is not None else ():
+                try:
+                    await self._authorizer.recheck(peer, PeerClass.MEMBER)
+                except NotAuthorized as error:
+                    log.info("the data connections with %s end: %s", peer.short, error)
+                    assert self._data is not None
+                    await self._data.close_peer(peer)
 
     async def _recheck(self, peer: PeerID, least: PeerClass) -> None:
         if peer != self.net.local.peer_id:
@@ -806,6 +818,7 @@ class Rpc:
         assert self._data is not None
         try:
             with trio.move_on_after(self.config.dial_timeout_s):
+                await self._authorizer.classify(peer, _DATA, PeerClass.MEMBER)
                 stream = await self._data.open(peer)
                 self._data_failed.pop(peer, None)
                 self.metrics.data_opened += 1
