@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mesh.peer import PeerInfo
     from mesh.rpc.reflection import MethodInfo, ServiceList
 
+_WHO = {"public": "anyone", "guest": "guests", "infrastructure": "bootnodes and members", "member": "members"}
 Identity = Annotated[Path | None, Parameter(alias="--identity")]
 
 
@@ -48,7 +49,7 @@ def list_services(peer: str, /, *, identity_path: Identity = None, json: bool = 
         print(service.protocol)
         for method in service.methods:
             print(f"  {method.name:<14} {_signature(method)}")
-            print(f"  {'':<14} for {method.least}s, {method.timeout_s:g} s. {method.summary}".rstrip())
+            print(f"  {'':<14} for {_WHO.get(method.least, method.least)}, {method.timeout_s:g} s. {method.summary}".rstrip())
 
 
 def call(
