@@ -49,7 +49,8 @@ def list_services(peer: str, /, *, identity_path: Identity = None, json: bool = 
         print(service.protocol)
         for method in service.methods:
             print(f"  {method.name:<14} {_signature(method)}")
-            print(f"  {'':<14} for {_WHO.get(method.least, method.least)}, {method.timeout_s:g} s. {method.summary}".rstrip())
+            who = _WHO.get(method.least, method.least)
+            print(f"  {'':<14} for {who}, {method.timeout_s:g} s. {method.summary}".rstrip())
 
 
 def call(

@@ -112,6 +112,14 @@ class _Waiting:
         self.arrived = trio.Event()
 
 
+class _Told(MeshError):
+    """The peer is to be told why not."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
 class DataPlane:
     """A node's data connections, those it asks for and those that others do (mesh.rpc.rpc.DataConnections)."""
 
@@ -270,6 +278,10 @@ class DataPlane:
             try:
                 with trio.fail_after(self.config.offer_life_s):
                     data = await self._answer(stream, peer)
+            except _Told as error:
+                # Returning ends the stream in order; a failure would reset it, and the refusal might be lost.
+                await stream.send_all(encode(error.refusal))
+                return
             except trio.TooSlowError:
                 raise StreamBroken(f"{peer.short} did not finish its offer in time") from None
             finally:
@@ -302,11 +314,9 @@ class DataPlane:
             route = _route(stream)
             port = 0 if route.is_dialler else self._need_port()
         except NotAuthorized as error:
-            await stream.send_all(encode(Refusal(error.reason, str(error))))
-            raise
+            raise _Told(Refusal(error.reason, str(error))) from error
         except DialFailed as error:
-            await stream.send_all(encode(Refusal("busy", str(error))))
-            raise
+            raise _Told(Refusal("busy", str(error))) from error
         identity = new_identity(self._clock.now())
         ours = Offer(identity.certificate, self._nonce(NONCE_BYTES), port)
         local = self._net.local.peer_id

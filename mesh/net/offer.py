@@ -67,7 +67,9 @@ def decode(body: bytes) -> Offer | Refusal:
             certificate and len(nonce) == NONCE_BYTES and type(port) is int and 0 <= port < 65536
         ):
             return Offer(certificate, nonce, port)
-        case (0, str(reason), str(text)) if len(reason) <= 64 and len(text) <= _MAX_TEXT:
+        case (0, str(reason), str(text)) if (
+            len(reason) <= 64 and len(text) <= _MAX_TEXT and (reason + text).isprintable()
+        ):
             return Refusal(reason, text)
     raise RemoteProtocolError("neither an offer of a data connection nor a refusal")
 
