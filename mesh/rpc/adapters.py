@@ -110,9 +110,12 @@ def _adapter_for(hint: object) -> Adapter:
 
 def _scalar_of(hint: object) -> type[Any] | None:
     """The dtype in np.ndarray[shape, np.dtype[scalar]]; None where it says any."""
+    import numpy as np
+
     dtype = typing.get_args(hint)[-1]
     scalar = next(iter(typing.get_args(dtype)), None)
-    return scalar if isinstance(scalar, type) else None
+    scalar = typing.get_origin(scalar) or scalar  # np.floating[Any]
+    return scalar if isinstance(scalar, type) and issubclass(scalar, np.generic) else None
 
 
 def _is_built_in(kind: type[Any]) -> bool:

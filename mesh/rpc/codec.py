@@ -94,7 +94,7 @@ class TensorHeader(BaseModel):
     dtype: DType
     """Of the array, before and after: a lossy codec gives the same dtype back."""
     shape: tuple[int, ...] = Field(max_length=MAX_RANK)
-    codec: Codec = Codec.RAW
+    codec: Codec
 
     @property
     def items(self) -> int:
@@ -255,7 +255,7 @@ def _rounded_to_odd(values: Array) -> Array:
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         near: Array = values.astype("<f4")
-    wide: Array = near.astype("<f8")
+        wide: Array = near.astype("<f8")
     bits: Array = near.view("<u4").copy()
     bits -= np.abs(wide) > np.abs(values)
     bits |= wide != values
