@@ -27,8 +27,9 @@ from mesh.rpc.tensor import pack_tensor, unpack_tensor
 class TorchAdapter:
     """The adapter of torch.Tensor (mesh.rpc.adapters.Adapter).
 
-    A contiguous tensor on the CPU goes out without a copy: do not change it before the call has ended. Gradients,
-    device and subclass (Parameter) are not sent."""
+    A contiguous tensor on the CPU goes out RAW without a copy, and may still wait to be sent when `send` or the method
+    has returned: whoever goes on changing it (weights in training) sends a clone, or a codec. Gradients, device and
+    subclass (Parameter) are not sent."""
 
     type: type[Any] = torch.Tensor
 
@@ -37,17 +38,17 @@ class TorchAdapter:
         return isinstance(uncoded(value)[0], torch.Tensor)
 
     def pack(self, value: Any) -> Sequence[bytes | memoryview]:
-        """See Adapter. Raises LocalProtocolError for what is no plain array (sparse, quantized, meta) or whose dtype,
+        """See Adapter. Raises LocalProtocolError for what is no plain array (sparse, meta) or whose dtype,
         rank or values its codec does not take."""
         given, codec = uncoded(value)
-        if given.layout is not torch.strided or given.is_quantized or given.is_meta:
-            raise LocalProtocolError("a sparse, quantized or meta tensor is not sent: make it dense first")
+        if given.layout is not torch.strided or given.is_meta:
+            raise LocalProtocolError("a sparse or meta tensor is not sent: make it dense first")
         tensor = given.detach().cpu().resolve_conj().resolve_neg()
         if tensor.dtype is torch.bfloat16:
             return pack_tensor(tensor.contiguous().view(torch.int16).numpy().view("uint16"), codec, dtype="bfloat16")
         try:
             array = tensor.numpy()
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             raise LocalProtocolError(f"a tensor of {tensor.dtype} is not sent") from error
         return pack_tensor(array, codec)
 

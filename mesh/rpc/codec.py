@@ -133,7 +133,7 @@ def encode(
 ) -> tuple[TensorHeader, list[bytes | memoryview]]:
     """An array's header and its bytes, in buffers that belong one behind the other.
 
-    RAW shares the memory of an array that is contiguous and little endian: leave it alone until it is sent. `dtype` is
+    RAW shares the memory of an array that is contiguous and little endian; all others make their own. `dtype` is
     for what numpy has no name for: "bfloat16" with an array of its words (uint16).
 
     Raises LocalProtocolError for a dtype, rank or codec that is not sent, and for values that the codec cannot hold:
@@ -282,7 +282,7 @@ def _to_fp16(flat: Array) -> Array:
         sizes = np.abs(values)
         if not sizes.max() < _FP16_LARGEST and np.any(np.isfinite(values) & (sizes >= _FP16_LARGEST)):
             raise LocalProtocolError("a value is too large for fp16 (above 65504): use bf16")
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore", invalid="ignore"):
             halves[piece] = values
     return halves
 

@@ -241,7 +241,7 @@ SHAPES_REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "codec"), itertools.product(SHAPES_REFUSED, Codec))
+@pytest.mark.parametrize(("shape", "codec"), list(itertools.product(SHAPES_REFUSED, Codec)))
 def test_shapes_are_refused_before_anything_is_allocated(shape: tuple[int, ...], codec: Codec) -> None:
     header = TensorHeader(dtype="float32", shape=shape, codec=codec)
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 24))
