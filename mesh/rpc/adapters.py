@@ -162,8 +162,8 @@ class _Array:
     """numpy arrays, of one dtype (or kind of dtypes, such as np.floating) where the hint says so.
 
     A RAW array goes out without a copy, and may still wait to be sent when `send` or the method has returned: whoever
-    goes on changing it (a buffer used again, weights in training) sends `array.copy()`, or a codec, which makes its own.
-    What comes may be written to."""
+    goes on changing it (a buffer used again, weights in training) sends `array.copy()`, or a codec, which makes its
+    own. What comes may be written to."""
 
     def __init__(self, scalar: type[Any] | None) -> None:
         import numpy as np
