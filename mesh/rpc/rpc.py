@@ -190,7 +190,7 @@ class _Admitted:
 
     def _pack(self, value: Any) -> Buffers:
         spec = self._bound.spec
-        if not isinstance(value, spec.response.type):
+        if not spec.response.accepts(value):
             raise LocalProtocolError(f"{spec} answered with a {type(value).__name__}")
         buffers = self._response.pack(value)
         size = sum(map(len, buffers))
@@ -250,7 +250,7 @@ class _Exchange:
 
 
 def _pack(spec: MethodSpec, request: Any) -> Buffers:
-    if not isinstance(request, spec.request.type):
+    if not spec.request.accepts(request):
         raise LocalProtocolError(f"{spec} takes a {spec.request.type.__name__}, not a {type(request).__name__}")
     buffers = spec.request.pack(request)
     size = sum(map(len, buffers))
