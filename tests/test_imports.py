@@ -12,7 +12,7 @@ PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/chain/types.p
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
         "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
         "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
-        "subnets/evaluation/votes.py")  # fmt: skip
+        "subnets/evaluation/votes.py", "mesh/net/manager.py", "mesh/net/peerstore.py")  # fmt: skip
 IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "substrateinterface"}
 ONLY_IN = {
     "libp2p": ("mesh/net/",),

@@ -39,7 +39,7 @@ from mesh.errors import (
     RequestTimeout,
     StreamBroken,
 )
-from mesh.net.base import Network, Stream
+from mesh.net.base import Lifetime, Network, Stream
 from mesh.peer import PeerID
 from mesh.rpc import frame as f
 from mesh.rpc.body import pack, unpack
@@ -303,7 +303,8 @@ class Rpc:
         self._answering: list[AnsweringChannel] = []
         self._nursery: trio.Nursery | None = None
         self._local_calls = 0
-        net.serve(RPC_PROTOCOL, self._accept, max_streams=self.config.max_channels_in + _CLOSING)
+        places = self.config.max_channels_in + _CLOSING
+        net.serve(RPC_PROTOCOL, self._accept, max_streams=places, lifetime=Lifetime.CHANNEL)
 
     # --- serving ---
 
