@@ -147,7 +147,11 @@ def _run(
     from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
     from mesh.node import Parts, one_process_per_hotkey, warn_when_open
 
-    net = Libp2pNetwork(identity, Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs))
+    net = Libp2pNetwork(
+        identity,
+        Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs),
+        peers_path=config.data_dir / "state" / "peers.json",
+    )
     if node.no_blockchain_rpc:
         the_chain = None
         warn_when_open(config.host_maddrs)
@@ -166,7 +170,7 @@ def _run(
         _announce(label, info, node)
 
     with one_process_per_hotkey(hotkey, data_home() / "locks") if hotkey else nullcontext():
-        run_until_signalled(lambda: run(Parts(identity, net, the_chain), started))
+        run_until_signalled(lambda: run(Parts(identity, net, the_chain), started), drain=net.drain)
 
 
 def _announce(label: str, info: NodeInfo, node: NodeOptions) -> None:

@@ -359,8 +359,6 @@ class Libp2pNetwork:
                         task_status.started(self._local)
                         await trio.sleep_forever()
                 finally:
-                    if self._store is not None:
-                        self._save(self._store)
                     self._host, self._nursery = None, None
                     # B8: a host that is only cancelled keeps its connections. Ours have closed their sockets as they
                     # were cancelled; this ends py-libp2p's own tasks.
@@ -403,21 +401,23 @@ class Libp2pNetwork:
         return store
 
     async def _keep_saved(self, store: PeerStore) -> None:
-        while True:
-            await trio.sleep(self.config.store.save_interval_s)
-            self._save(store)
+        try:
+            while True:
+                await trio.sleep(self.config.store.save_interval_s)
+                self._prove_connected(store)
+                store.save(now=self._clock.now())
+        finally:
+            store.save(now=self._clock.now())
 
-    def _save(self, store: PeerStore) -> None:
+    def _prove_connected(self, store: PeerStore) -> None:
         """An address at which we are connected right now is proved right now."""
-        now = self._clock.now()
-        if self._host is not None:
-            for connection in _swarm(self._host).get_connections():
-                muxed = _muxed(connection)
-                if muxed.is_initiator and _is_live(connection):
-                    peer = PeerID(muxed.peer_id.to_bytes())
-                    if (address := self._addresses.proved_address(peer)) is not None:
-                        store.proved(peer, address, now=now)
-        store.save(now=now)
+        assert self._host is not None
+        for connection in _swarm(self._host).get_connections():
+            muxed = _muxed(connection)
+            if muxed.is_initiator and _is_live(connection):
+                peer = PeerID(muxed.peer_id.to_bytes())
+                if (address := self._addresses.proved_address(peer)) is not None:
+                    store.proved(peer, address, now=self._clock.now())
 
     # --- the host -------------------------------------------------------------------------------------------------
 
