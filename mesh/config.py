@@ -5,6 +5,7 @@ Components keep their own limits in config models beside them; here is what the 
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
 from multiaddr import Multiaddr
@@ -14,6 +15,14 @@ from mesh.errors import ConfigError, ProtocolError
 from mesh.peer import PeerInfo
 
 DEFAULT_CHAIN_URL = "ws://127.0.0.1:9944"
+
+
+class Discovery(enum.StrEnum):
+    """How a node finds peers that nobody told it of."""
+
+    OFF = "off"
+    MDNS = "mdns"
+    """It announces itself on the local network and reads what others announce (mesh.net.mdns)."""
 
 
 class NodeConfig(BaseModel):
@@ -26,6 +35,7 @@ class NodeConfig(BaseModel):
     host_maddrs: tuple[str, ...] = Field(default=("/ip4/127.0.0.1/tcp/0",), min_length=1, max_length=8)
     announce_maddrs: tuple[str, ...] = Field(default=(), max_length=8)
     initial_peers: tuple[str, ...] = Field(default=(), max_length=64)
+    discovery: Discovery = Discovery.OFF
     is_new_swarm: bool = Field(default=False, description="whether to join nobody, not even the chain's bootnodes")
     subnet_id: int = Field(default=1, ge=1, lt=2**32, description="friendly (1) or real (128001) subnet id")
     subnet_node_id: int | None = Field(default=None, ge=1, lt=2**32)

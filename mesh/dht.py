@@ -463,6 +463,18 @@ class DHT:
             self._state.remember(self._table)
             self._state.save()
 
+    async def meet(self, info: PeerInfo) -> None:
+        """Ask a peer that somebody named whether it takes part, and join through it when we know nobody yet.
+
+        Raises MeshError when it does not answer; then nothing has changed.
+        """
+        if info.peer_id == self._identity.peer_id or info.peer_id in self._table:
+            return
+        knew_nobody = len(self._table) == 0
+        await self._ask_find(info, key_of_peer(self._identity.peer_id))
+        if knew_nobody and len(self._table):
+            await self._find(key_of_peer(self._identity.peer_id), k=self._config.routing.bucket_size)
+
     async def _join(self, bootstrap: Sequence[PeerInfo]) -> bool:
         """Ask bootnodes and cached peers that we do not have, then look for ourselves, so that those near us
         hear of us. Returns whether anybody is there or nobody need be."""

@@ -19,7 +19,7 @@ import trio
 from cyclopts import Parameter
 
 from mesh.cli.common import ChainOptions, account_key, planck, run_until_signalled
-from mesh.config import NodeConfig, usable_maddrs
+from mesh.config import Discovery, NodeConfig, usable_maddrs
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, PeerKey, load_peer_key
 
@@ -40,6 +40,8 @@ class NodeOptions:
     "Addresses to tell others, when they differ."
     initial_peers: Annotated[tuple[str, ...], Parameter(env_var="PUBLIC_INITIAL_PEERS")] = ()
     "Nodes to join through, /ip4/…/tcp/…/p2p/…, beside the bootnodes that the chain lists."
+    mdns: bool = False
+    "Find nodes on the local network, and be found there: multicast DNS."
     new_swarm: bool = False
     "Start a new network: join nobody."
     subnet_id: int = 1
@@ -216,6 +218,7 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         host_maddrs=host,
         announce_maddrs=announce,
         initial_peers=peers,
+        discovery=Discovery.MDNS if node.mdns else Discovery.OFF,
         subnet_id=node.subnet_id,
         subnet_node_id=subnet_node_id,
         chain_urls=chain.urls(),
