@@ -45,7 +45,7 @@ Handler = Callable[[Stream], Awaitable[None]]
 """Serves one inbound stream. Whatever it raises ends that stream only."""
 
 
-class Keep(enum.Enum):
+class Protection(enum.Enum):
     """What a tag asks of the network when connections are closed for economy (mesh.net.manager)."""
 
     ALWAYS = enum.auto()
@@ -106,7 +106,7 @@ class Network(Protocol):
         """Peers with a live connection, in a stable order."""
         ...
 
-    def protect(self, peer: PeerID, tag: str, *, keep: Keep = Keep.ALWAYS) -> None:
+    def protect(self, peer: PeerID, tag: str, *, keep: Protection = Protection.ALWAYS) -> None:
         """Keep connections to the peer when some are closed for economy; `tag` names who wants it, and each part of a
         node sets and removes its own. Connects nobody, and no limit against strangers yields to it.
         Raises LocalProtocolError when too many are protected."""

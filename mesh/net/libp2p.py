@@ -57,7 +57,7 @@ from mesh.errors import (
 from mesh.identity import KeyType, PeerKey
 from mesh.net import compat
 from mesh.net.addresses import Addresses, tcp_endpoint, unreachable, without_peer
-from mesh.net.base import Handler, Keep, Lifetime
+from mesh.net.base import Handler, Lifetime, Protection
 from mesh.net.drain import Drain
 from mesh.net.manager import Connection, ManagerConfig, Tags, surplus
 from mesh.net.peerstore import PeerStore, PeerStoreConfig
@@ -316,7 +316,7 @@ class Libp2pNetwork:
         if self._host is not None:
             await self._close(_swarm(self._host).get_connections(ID(peer.multihash)))
 
-    def protect(self, peer: PeerID, tag: str, *, keep: Keep = Keep.ALWAYS) -> None:
+    def protect(self, peer: PeerID, tag: str, *, keep: Protection = Protection.ALWAYS) -> None:
         """See mesh.net.base.Network. A protected connection is not ended for being idle either."""
         self._tags.protect(peer, tag, keep)
 

@@ -13,7 +13,7 @@ from typing import Final, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mesh.errors import LocalProtocolError
-from mesh.net.base import Keep
+from mesh.net.base import Protection
 from mesh.peer import PeerID
 
 K = TypeVar("K", bound=Hashable)
@@ -61,9 +61,9 @@ class Tags:
 
     def __init__(self, *, max_peers: int) -> None:
         self._max_peers = max_peers
-        self._by_peer: dict[PeerID, dict[str, Keep]] = {}
+        self._by_peer: dict[PeerID, dict[str, Protection]] = {}
 
-    def protect(self, peer: PeerID, tag: str, keep: Keep) -> None:
+    def protect(self, peer: PeerID, tag: str, keep: Protection) -> None:
         """Set or change one tag. Raises LocalProtocolError beyond `max_peers` or MAX_TAGS_PER_PEER."""
         tags = self._by_peer.get(peer)
         if tags is None:
@@ -84,7 +84,7 @@ class Tags:
 
     def is_protected(self, peer: PeerID) -> bool:
         """Whether any tag says ALWAYS."""
-        return Keep.ALWAYS in self._by_peer.get(peer, {}).values()
+        return Protection.ALWAYS in self._by_peer.get(peer, {}).values()
 
     def count(self, peer: PeerID) -> int:
         """How many parts of the node have an interest."""

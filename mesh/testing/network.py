@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import DialFailed, LocalProtocolError, NetworkError, StreamBroken
 from mesh.identity import PeerKey
-from mesh.net.base import Handler, Keep, Lifetime
+from mesh.net.base import Handler, Lifetime, Protection
 from mesh.net.drain import Drain
 from mesh.net.manager import Connection, ManagerConfig, Tags, surplus
 from mesh.peer import Multiaddr, PeerID, PeerInfo
@@ -300,7 +300,7 @@ class SimNode:
         """Peers with a live connection, in the order of connecting."""
         return tuple(self._links)
 
-    def protect(self, peer: PeerID, tag: str, *, keep: Keep = Keep.ALWAYS) -> None:
+    def protect(self, peer: PeerID, tag: str, *, keep: Protection = Protection.ALWAYS) -> None:
         """See mesh.net.base.Network."""
         self._tags.protect(peer, tag, keep)
 

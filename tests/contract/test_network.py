@@ -9,7 +9,7 @@ import trio
 
 from mesh.errors import DialFailed, StreamBroken
 from mesh.identity import PeerKey
-from mesh.net.base import Keep, Lifetime, Network, Stream
+from mesh.net.base import Lifetime, Network, Protection, Stream
 from mesh.net.manager import ManagerConfig
 from mesh.peer import Multiaddr, PeerInfo
 
@@ -373,7 +373,7 @@ async def test_beyond_high_water_the_unprotected_connections_go(make):
             await hub.connect(info)
         await trio.sleep(0.3)
         assert set(hub.connected()) == set(peers[:3])
-        hub.protect(peers[3], "test", keep=Keep.RATHER)
+        hub.protect(peers[3], "test", keep=Protection.RATHER)
         with suppress(DialFailed):
             await hub.connect(infos[3])
         await until(lambda: hub.connected() == (peers[0],))

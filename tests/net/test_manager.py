@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mesh.errors import LocalProtocolError
 from mesh.identity import PeerKey
-from mesh.net.base import Keep
+from mesh.net.base import Protection
 from mesh.net.manager import MAX_TAGS_PER_PEER, Connection, ManagerConfig, Tags, surplus
 
 from .nodes import network, running, until
@@ -32,9 +32,9 @@ def test_nothing_is_closed_up_to_high_water_and_beyond_it_down_to_low_water():
 
 def test_the_least_valuable_goes_first():
     tags = Tags(max_peers=10)
-    tags.protect(PEERS[0], "routing-table", Keep.RATHER)
-    tags.protect(PEERS[0], "content", Keep.RATHER)
-    tags.protect(PEERS[1], "routing-table", Keep.RATHER)
+    tags.protect(PEERS[0], "routing-table", Protection.RATHER)
+    tags.protect(PEERS[0], "content", Protection.RATHER)
+    tags.protect(PEERS[1], "routing-table", Protection.RATHER)
     ranked = [
         connection(0),
         connection(1),
@@ -49,7 +49,7 @@ def test_the_least_valuable_goes_first():
 def test_many_connections_of_an_attacker_do_not_push_out_a_protected_peer():
     """It keeps bytes moving on open streams, which looks like value; the protected peer is idle."""
     tags = Tags(max_peers=10)
-    tags.protect(PEERS[0], "validators", Keep.ALWAYS)
+    tags.protect(PEERS[0], "validators", Protection.ALWAYS)
     flood = [connection(i, used_at=NOW, has_streams=True) for i in range(1, 12)]
     assert set(closed([connection(0), *flood], tags, high=4, low=1)) == set(range(1, 12))
 
@@ -69,7 +69,7 @@ def test_the_newest_are_left_alone_even_when_nothing_else_could_be_closed():
 def test_what_must_stay_stays_and_no_more_is_closed_than_needed(facts, protected, high, low):
     tags = Tags(max_peers=100)
     for number in protected:
-        tags.protect(PEERS[number], "x", Keep.ALWAYS)
+        tags.protect(PEERS[number], "x", Protection.ALWAYS)
     live = [connection(i, opened_at=o, used_at=max(o, u), has_streams=s) for i, (o, u, s) in enumerate(facts)]
     low = min(low, high)
     gone = closed(live, tags, high=high, low=low)
@@ -85,23 +85,23 @@ def test_what_must_stay_stays_and_no_more_is_closed_than_needed(facts, protected
 
 def test_tags_are_set_and_removed_by_name_and_bounded():
     tags = Tags(max_peers=2)
-    tags.protect(PEERS[0], "a", Keep.ALWAYS)
-    tags.protect(PEERS[0], "b", Keep.ALWAYS)
+    tags.protect(PEERS[0], "a", Protection.ALWAYS)
+    tags.protect(PEERS[0], "b", Protection.ALWAYS)
     tags.unprotect(PEERS[0], "a")
     assert tags.is_protected(PEERS[0])
-    tags.protect(PEERS[0], "b", Keep.RATHER)
+    tags.protect(PEERS[0], "b", Protection.RATHER)
     assert not tags.is_protected(PEERS[0])
     assert tags.count(PEERS[0]) == 1
     tags.unprotect(PEERS[0], "b")
     tags.unprotect(PEERS[0], "never there")
     for peer in PEERS[:2]:
-        tags.protect(peer, "a", Keep.ALWAYS)
+        tags.protect(peer, "a", Protection.ALWAYS)
     with pytest.raises(LocalProtocolError, match="2 peers"):
-        tags.protect(PEERS[2], "a", Keep.ALWAYS)
+        tags.protect(PEERS[2], "a", Protection.ALWAYS)
     for number in range(MAX_TAGS_PER_PEER - 1):
-        tags.protect(PEERS[0], str(number), Keep.RATHER)
+        tags.protect(PEERS[0], str(number), Protection.RATHER)
     with pytest.raises(LocalProtocolError, match="tags"):
-        tags.protect(PEERS[0], "one more", Keep.RATHER)
+        tags.protect(PEERS[0], "one more", Protection.RATHER)
 
 
 def test_water_marks_in_the_wrong_order_are_refused():
@@ -118,3 +118,16 @@ async def test_idle_connections_of_protected_peers_stay():
         await until(lambda: a.connected() == (info_b.peer_id,))
         a.unprotect(info_b.peer_id, "test")
         await until(lambda: a.connected() == ())
+
+
+async def test_whoever_fills_the_places_for_inbound_connections_does_not_push_out_a_protected_peer():
+    server = network("server", max_inbound=2, min_idle_s=0)
+    friend, *strangers = (network(name) for name in ("friend", "s0", "s1", "s2"))
+    async with running(server, friend, *strangers) as (info, info_friend, *_):
+        server.protect(info_friend.peer_id, "test")
+        await friend.connect(info)
+        for stranger in strangers:
+            await until(lambda: all(muxed.idle_since is not None for muxed in server._inbound))
+            await stranger.connect(info)
+            await until(lambda: len(server._inbound) == 2)
+        assert info_friend.peer_id in server.connected()
