@@ -17,6 +17,7 @@ IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "
 ONLY_IN = {
     "libp2p": ("mesh/net/",),
     "substrateinterface": ("mesh/chain/",),
+    "zeroconf": ("mesh/net/",),
     "torch": ("subnets/",),
     "sklearn": ("subnets/",),
     "subnets": ("subnets/",),
