@@ -5,6 +5,7 @@ Components keep their own limits in config models beside them; here is what the 
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
 from multiaddr import Multiaddr
@@ -14,6 +15,14 @@ from mesh.errors import ConfigError, ProtocolError
 from mesh.peer import PeerInfo
 
 DEFAULT_CHAIN_URL = "ws://127.0.0.1:9944"
+
+
+class Discovery(enum.StrEnum):
+    """How a node finds peers that nobody told it of."""
+
+    OFF = "off"
+    MDNS = "mdns"
+    """It announces itself on the local network and reads what others announce (mesh.net.mdns)."""
 
 
 class NodeConfig(BaseModel):
@@ -27,6 +36,7 @@ class NodeConfig(BaseModel):
     announce_maddrs: tuple[str, ...] = Field(default=(), max_length=8)
     initial_peers: tuple[str, ...] = Field(default=(), max_length=64)
     data_port: int = Field(default=0, ge=0, le=65535, description="TCP port of data connections; 0 takes a free one")
+    discovery: Discovery = Discovery.OFF
     is_new_swarm: bool = Field(default=False, description="whether to join nobody, not even the chain's bootnodes")
     subnet_id: int = Field(default=1, ge=1, lt=2**32, description="friendly (1) or real (128001) subnet id")
     subnet_node_id: int | None = Field(default=None, ge=1, lt=2**32)

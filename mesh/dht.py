@@ -66,6 +66,7 @@ from mesh.kad.wire import (
     raw_addrs,
     raw_peers,
 )
+from mesh.net.base import Protection
 from mesh.peer import PeerID, PeerInfo
 from mesh.ratelimit import Rate, RateLimiter
 from mesh.rpc.rpc import Rpc
@@ -79,6 +80,9 @@ RequestT = TypeVar("RequestT", bound=BaseModel)
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
 STORED: Final = ""
+_TAG: Final = "routing-table"
+_TAG_INTERVAL_S: Final = 10.0
+"""How often the network is told who is in the table; below the grace of a new connection."""
 _HELD: Final = frozenset({STORED, "duplicate"})
 """Verdicts after which the replica holds the record."""
 _ITS_OWN_TROUBLE: Final = frozenset({"not-a-replica", "full", "rate"})
@@ -459,10 +463,23 @@ class DHT:
                 nursery.start_soon(self._keep_joined, bootstrap)
                 nursery.start_soon(self._keep_up)
                 nursery.start_soon(self._drop_expired)
+                nursery.start_soon(self._keep_tagged)
         finally:
             self._running = False
             self._state.remember(self._table)
             self._state.save()
+
+    async def meet(self, info: PeerInfo) -> None:
+        """Ask a peer that somebody named whether it takes part, and join through it when we know nobody yet.
+
+        Raises MeshError when it does not answer; then nothing has changed.
+        """
+        if info.peer_id == self._identity.peer_id or info.peer_id in self._table:
+            return
+        knew_nobody = len(self._table) == 0
+        await self._ask_find(info, key_of_peer(self._identity.peer_id))
+        if knew_nobody and len(self._table):
+            await self._find(key_of_peer(self._identity.peer_id), k=self._config.routing.bucket_size)
 
     async def _join(self, bootstrap: Sequence[PeerInfo]) -> bool:
         """Ask bootnodes and cached peers that we do not have, then look for ourselves, so that those near us
@@ -507,6 +524,22 @@ class DHT:
                 await trio.sleep(pause_s * (0.9 + 0.2 * self._rng.random()))
                 pause_s = min(config.retry_max_s, pause_s * 2)
             await self._join(bootstrap)
+
+    async def _keep_tagged(self) -> None:
+        """Say to the network that connections to peers in the table are worth more than others."""
+        net, tagged = self._rpc.net, frozenset[PeerID]()
+        try:
+            while True:
+                table = frozenset(info.peer_id for info in self._table)
+                for peer in tagged - table:
+                    net.unprotect(peer, _TAG)
+                for peer in table - tagged:
+                    net.protect(peer, _TAG, keep=Protection.RATHER)
+                tagged = table
+                await trio.sleep(_TAG_INTERVAL_S)
+        finally:
+            for peer in tagged:
+                net.unprotect(peer, _TAG)
 
     async def _keep_up(self) -> None:
         """Refresh buckets and publish own records again when they are due."""

@@ -7,11 +7,12 @@ subnet, `run_bootnode` one that only routes.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,11 @@ from mesh.auth.membership import MembershipAuthorizer, MembershipConfig
 from mesh.chain.client import Chain
 from mesh.chain.epochs import Epochs
 from mesh.clock import Clock, SystemClock
-from mesh.config import NodeConfig
+from mesh.config import Discovery, NodeConfig
 from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
 from mesh.content import Content, Offload, in_thread
 from mesh.dht import DHT, DhtConfig, Role
-from mesh.errors import ChainUnavailable, ConfigError
+from mesh.errors import ChainUnavailable, ConfigError, MeshError
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 MAX_UNREAD_SETTLEMENTS = 8
 """Settled epochs a slow subnet may fall behind before it misses the oldest."""
 
+MAX_WAITING_NEIGHBOURS = 16
+"""Peers found on the local network and not yet asked; further ones wait to be announced again."""
 MAX_CLOCK_SKEW_S = 5.0
 """How far behind the chain's time a node may start."""
 CHAIN_STANDS_STILL_S = 60.0
@@ -146,6 +149,8 @@ async def run_node(
         content = Content(config.data_dir / "content", rpc, offload=parts.offload)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
+        if config.discovery is Discovery.MDNS:
+            await nursery.start(_meet_neighbours, parts, dht)
         worker = parts.worker or Worker(subnet.jobs)
         await nursery.start(worker.run)
 
@@ -206,7 +211,34 @@ async def run_bootnode(
         rpc.serve(HealthServicer(lambda: _health("bootnode", view, parts.net)))
         dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
         await nursery.start(dht.run, view.bootstrap)
+        if config.discovery is Discovery.MDNS:
+            await nursery.start(_meet_neighbours, parts, dht)
         task_status.started(NodeInfo(parts.net.local, view.subnet_id, None, view.genesis))
+
+
+async def _meet_neighbours(
+    parts: Parts, dht: DHT, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Find peers on the local network and ask each whether it is of this DHT. Raises ListenFailed at the start."""
+    from mesh.net.mdns import discover
+
+    send, receive = trio.open_memory_channel[PeerInfo](MAX_WAITING_NEIGHBOURS)
+
+    def found(info: PeerInfo) -> None:
+        parts.net.learn(info)
+        with suppress(trio.WouldBlock):
+            send.send_nowait(info)
+
+    async with trio.open_nursery() as nursery:
+        rng = random.Random(parts.rng.random())
+        await nursery.start(functools.partial(discover, parts.net.local, found, rng=rng))
+        task_status.started()
+        async for info in receive:
+            try:
+                log.debug("meet %s, found on the local network", info.peer_id)
+                await dht.meet(info)
+            except MeshError as error:
+                log.debug("%s, found on the local network, is none of ours: %s", info.peer_id, error)
 
 
 def check_clock(now_s: float, chain_s: float) -> None:

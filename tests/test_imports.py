@@ -14,11 +14,12 @@ PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py",
         "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
         "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
-        "subnets/evaluation/votes.py")  # fmt: skip
+        "subnets/evaluation/votes.py", "mesh/net/manager.py", "mesh/net/peerstore.py")  # fmt: skip
 IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "substrateinterface"}
 ONLY_IN = {
     "libp2p": ("mesh/net/",),
     "substrateinterface": ("mesh/chain/",),
+    "zeroconf": ("mesh/net/",),
     "torch": ("subnets/",),
     "sklearn": ("subnets/",),
     "subnets": ("subnets/",),

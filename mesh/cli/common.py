@@ -148,17 +148,28 @@ def die_with_parent() -> None:
         sys.exit(1)
 
 
-def run_until_signalled(main: Callable[[], Awaitable[None]]) -> None:
-    """trio.run(main) that ends quietly, by cancellation, on SIGINT or SIGTERM."""
+def run_until_signalled(
+    main: Callable[[], Awaitable[None]], *, drain: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """trio.run(main) that ends quietly, by cancellation, on SIGINT or SIGTERM.
+
+    `drain` comes first, and takes a bounded time; a second signal ends at once.
+    """
 
     async def guarded() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:
-                    async for _ in signals:
-                        nursery.cancel_scope.cancel()
-                        return
+                    await anext(signals)
+                    if drain is not None:
+                        nursery.start_soon(finish, drain)
+                        await anext(signals)
+                    nursery.cancel_scope.cancel()
+
+                async def finish(drain: Callable[[], Awaitable[None]]) -> None:
+                    await drain()
+                    nursery.cancel_scope.cancel()
 
                 nursery.start_soon(watch)
                 await main()

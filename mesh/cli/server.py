@@ -19,7 +19,7 @@ import trio
 from cyclopts import Parameter
 
 from mesh.cli.common import ChainOptions, account_key, planck, run_until_signalled
-from mesh.config import NodeConfig, usable_maddrs
+from mesh.config import Discovery, NodeConfig, usable_maddrs
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, PeerKey, load_peer_key
 
@@ -42,6 +42,8 @@ class NodeOptions:
     "TCP port of data connections; fix it where a firewall must know it. 0 takes a free one."
     initial_peers: Annotated[tuple[str, ...], Parameter(env_var="PUBLIC_INITIAL_PEERS")] = ()
     "Nodes to join through, /ip4/…/tcp/…/p2p/…, beside the bootnodes that the chain lists."
+    mdns: bool = False
+    "Find nodes on the local network, and be found there: multicast DNS."
     new_swarm: bool = False
     "Start a new network: join nobody."
     subnet_id: int = 1
@@ -150,7 +152,11 @@ def _run(
     from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
     from mesh.node import Parts, one_process_per_hotkey, warn_when_open
 
-    net = Libp2pNetwork(identity, Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs))
+    net = Libp2pNetwork(
+        identity,
+        Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs),
+        peers_path=config.data_dir / "state" / "peers.json",
+    )
     data = DataPlane(net, hosts=net.listen_hosts, config=DataConfig(port=config.data_port))
     if node.no_blockchain_rpc:
         the_chain = None
@@ -170,7 +176,7 @@ def _run(
         _announce(label, info, node)
 
     with one_process_per_hotkey(hotkey, data_home() / "locks") if hotkey else nullcontext():
-        run_until_signalled(lambda: run(Parts(identity, net, the_chain, data=data), started))
+        run_until_signalled(lambda: run(Parts(identity, net, the_chain, data=data), started), drain=net.drain)
 
 
 def _announce(label: str, info: NodeInfo, node: NodeOptions) -> None:
@@ -217,6 +223,7 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         announce_maddrs=announce,
         data_port=node.data_port,
         initial_peers=peers,
+        discovery=Discovery.MDNS if node.mdns else Discovery.OFF,
         subnet_id=node.subnet_id,
         subnet_node_id=subnet_node_id,
         chain_urls=chain.urls(),

@@ -35,6 +35,18 @@ def tcp_endpoint(address: Multiaddr) -> tuple[str, int] | None:
     return (host, int(port)) if kind in _DNS and 0 < len(host) <= 253 else None
 
 
+def unreachable(address: Multiaddr) -> str:
+    """Why nobody on another machine can dial this address that a node tells others; "" when somebody may."""
+    host = next((str(value) for protocol, value in address.items() if protocol.name in _IP), "")
+    if host:
+        ip = ipaddress.ip_address(host)
+        if ip.is_unspecified:
+            return "it stands for every interface, and for no place"
+        if ip.is_loopback:
+            return "it is every machine's own"
+    return "" if tcp_endpoint(address) else "it is not of the form /ip4|ip6|dns/<host>/tcp/<port>"
+
+
 def without_peer(address: Multiaddr) -> Multiaddr:
     """The address less a trailing `/p2p/…`; as it is when it cannot be parsed."""
     try:
@@ -77,6 +89,10 @@ class Addresses:
         self._proved[peer] = address
         while len(self._proved) > self._max_peers:
             del self._proved[next(iter(self._proved))]
+
+    def proved_address(self, peer: PeerID) -> Multiaddr | None:
+        """Where the peer last answered, unless it failed there since."""
+        return self._proved.get(peer)
 
     def failed(self, peer: PeerID, address: Multiaddr) -> None:
         """The peer did not answer here: the address loses its precedence, and is kept behind the others."""

@@ -32,7 +32,7 @@ from mesh.errors import (
     RemoteProtocolError,
     StreamBroken,
 )
-from mesh.net.base import Handler, Network, Stream
+from mesh.net.base import Handler, Lifetime, Network, Stream
 from mesh.net.offer import MAX_OFFER_BYTES, NONCE_BYTES, Agreement, Offer, Refusal, agree, decode, encode
 from mesh.net.tls import (
     Identity,
@@ -149,7 +149,12 @@ class DataPlane:
         self._offers: Counter[PeerID] = Counter()
         self._live: dict[trio.CancelScope, tuple[PeerID, bool]] = {}
         """Connections, and whether the other side asked for them."""
-        net.serve(DATA_PROTOCOL, self._on_offer, max_streams=self.config.max_connections + self.config.max_offers)
+        net.serve(
+            DATA_PROTOCOL,
+            self._on_offer,
+            max_streams=self.config.max_connections + self.config.max_offers,
+            lifetime=Lifetime.CHANNEL,
+        )
 
     def serve(self, handler: Handler, authorize: Callable[[PeerID], Awaitable[object]]) -> None:
         """Let others ask for connections: `handler` serves them, `authorize` raises NotAuthorized for a peer that may

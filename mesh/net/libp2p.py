@@ -12,7 +12,9 @@ import logging
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -42,6 +44,7 @@ from libp2p.utils.address_validation import expand_wildcard_address
 from libp2p.utils.varint import encode_delim
 from pydantic import BaseModel, ConfigDict, Field
 
+from mesh.clock import Clock, SystemClock
 from mesh.errors import (
     ConfigError,
     DialFailed,
@@ -53,8 +56,11 @@ from mesh.errors import (
 )
 from mesh.identity import KeyType, PeerKey
 from mesh.net import compat
-from mesh.net.addresses import Addresses, tcp_endpoint, without_peer
-from mesh.net.base import Handler
+from mesh.net.addresses import Addresses, tcp_endpoint, unreachable, without_peer
+from mesh.net.base import Handler, Lifetime, Protection
+from mesh.net.drain import Drain
+from mesh.net.manager import Connection, ManagerConfig, Tags, surplus
+from mesh.net.peerstore import PeerStore, PeerStoreConfig
 from mesh.net.yamux import YamuxConfig, YamuxConnection, YamuxStream
 from mesh.peer import Multiaddr, PeerID, PeerInfo
 
@@ -106,7 +112,13 @@ class Libp2pConfig(BaseModel):
     sweep_interval_s: float = Field(default=1.0, gt=0)
     close_timeout_s: float = Field(default=1.5, gt=0)
     """For ending in good order once `run` is cancelled."""
+    drain_s: float = Field(default=5.0, ge=0)
+    """How long `drain` waits for what runs for others."""
 
+    manager: ManagerConfig = ManagerConfig()
+    """Which connections are closed for economy."""
+    store: PeerStoreConfig = PeerStoreConfig()
+    """Addresses kept over restarts, when there is a file for them."""
     max_known_peers: int = Field(default=4096, ge=1)
     max_known_addrs: int = Field(default=8, ge=1)
     """Addresses remembered per peer."""
@@ -199,6 +211,7 @@ class _Service:
 
     handler: Handler
     max_streams: int
+    lifetime: Lifetime
     live: int = 0
 
 
@@ -221,13 +234,29 @@ class _HalfOpen:
 class Libp2pNetwork:
     """A node's place on the libp2p network (mesh.net.base.Network). Runs once; make a new one to run again."""
 
-    def __init__(self, identity: PeerKey, config: Libp2pConfig | None = None) -> None:
-        """Raises ConfigError when an address is no TCP multiaddr or py-libp2p cannot use the key."""
+    def __init__(
+        self,
+        identity: PeerKey,
+        config: Libp2pConfig | None = None,
+        *,
+        peers_path: Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`peers_path`: the file that keeps proved addresses over restarts; None keeps none.
+
+        Raises ConfigError when an address is no TCP multiaddr or py-libp2p cannot use the key.
+        """
         self.config = config or Libp2pConfig()
+        self._peers_path = peers_path
+        self._clock = clock or SystemClock()
+        self._store: PeerStore | None = None
         self._identity = identity
         self._key_pair = _key_pair(identity)
         self._listen = tuple(_listen_endpoint(text) for text in self.config.listen)
         self._announced = tuple(without_peer(_multiaddr("announce", text)) for text in self.config.announce)
+        for address in self._announced:
+            if reason := unreachable(address):
+                log.warning("announce: others cannot reach this node at %s: %s", address, reason)
         self._local = PeerInfo(identity.peer_id, self._announced)
         self._addresses = Addresses(max_peers=self.config.max_known_peers, max_addrs=self.config.max_known_addrs)
         self._services: dict[str, _Service] = {}
@@ -240,6 +269,8 @@ class Libp2pNetwork:
         self._inbound_by_ip: Counter[str] = Counter()
         self._inbound: dict[YamuxConnection, None] = {}
         self._lingering: deque[tuple[float, YamuxStream]] = deque()
+        self._tags = Tags(max_peers=self.config.manager.max_tagged_peers)
+        self._drain = Drain()
 
     # --- mesh.net.base.Network ------------------------------------------------------------------------------------
 
@@ -253,13 +284,20 @@ class Libp2pNetwork:
         """IP addresses it listens at, as configured."""
         return tuple(host for host, _ in self._listen)
 
-    def serve(self, protocol: str, handler: Handler, *, max_streams: int = 256) -> None:
+    @property
+    def draining(self) -> trio.Event:
+        """See mesh.net.base.Network."""
+        return self._drain.begun
+
+    def serve(
+        self, protocol: str, handler: Handler, *, max_streams: int = 256, lifetime: Lifetime = Lifetime.EXCHANGE
+    ) -> None:
         """See mesh.net.base.Network."""
         if not protocol.startswith("/") or len(protocol) > 128:
             raise LocalProtocolError(f"protocol {protocol!r} must begin with / and have at most 128 characters")
         if protocol in self._services:
             raise LocalProtocolError(f"protocol {protocol} is already served")
-        self._services[protocol] = _Service(handler, max_streams)
+        self._services[protocol] = _Service(handler, max_streams, lifetime)
         if self._host is not None:
             self._register(self._host, protocol)
 
@@ -300,12 +338,30 @@ class Libp2pNetwork:
         if self._host is not None:
             await self._close(_swarm(self._host).get_connections(ID(peer.multihash)))
 
+    def protect(self, peer: PeerID, tag: str, *, keep: Protection = Protection.ALWAYS) -> None:
+        """See mesh.net.base.Network. A protected connection is not ended for being idle either."""
+        self._tags.protect(peer, tag, keep)
+
+    def unprotect(self, peer: PeerID, tag: str) -> None:
+        """See mesh.net.base.Network."""
+        self._tags.unprotect(peer, tag)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """See mesh.net.base.Network."""
+        return self._drain.hold()
+
+    async def drain(self) -> None:
+        """See mesh.net.base.Network. Its port refuses connections from now on; connections that are up stay."""
+        await self._drain.finish(self.config.drain_s)
+
     async def run(self, *, task_status: trio.TaskStatus[PeerInfo] = trio.TASK_STATUS_IGNORED) -> None:
         """See mesh.net.base.Network. Cancelled, it has closed every socket and connection within `close_timeout_s`."""
         if self._ran:
             raise LocalProtocolError("a Libp2pNetwork runs once: make a new one to run again")
         self._ran = True
         compat.apply()
+        if self._peers_path is not None:
+            self._store = self._open_store(self._peers_path)
         listeners: list[trio.SocketListener] = []
         try:
             for endpoint in self._listen:
@@ -318,7 +374,9 @@ class Libp2pNetwork:
                         self._host, self._nursery = host, nursery
                         nursery.start_soon(self._sweep)
                         if listeners:
-                            nursery.start_soon(trio.serve_listeners, self._accept, listeners)
+                            nursery.start_soon(self._listen_until_draining, nursery, listeners)
+                        if self._store is not None:
+                            nursery.start_soon(self._keep_saved, self._store)
                         log.info("%s listens on %s", self._local.peer_id, ", ".join(map(str, self._local.addrs)))
                         task_status.started(self._local)
                         await trio.sleep_forever()
@@ -332,6 +390,56 @@ class Libp2pNetwork:
         finally:
             for listener in listeners:
                 listener.socket.close()
+
+    async def _listen_until_draining(self, nursery: trio.Nursery, listeners: Sequence[trio.SocketListener]) -> None:
+        """Accept into `nursery`, where connections outlive the listening."""
+        async with trio.open_nursery() as accepting:
+
+            async def serve() -> None:
+                await trio.serve_listeners(self._accept, list(listeners), handler_nursery=nursery)
+
+            accepting.start_soon(serve)
+            await self._drain.begun.wait()
+            accepting.cancel_scope.cancel()
+        for listener in listeners:
+            await listener.aclose()
+        for half in tuple(self._half_open):
+            half.scope.cancel()
+
+    # --- addresses kept over restarts -----------------------------------------------------------------------------
+
+    def _open_store(self, path: Path) -> PeerStore:
+        now = self._clock.now()
+        store = PeerStore(path, self.config.store, now=now)
+        known = store.peers(now=now)
+        for info in reversed(known):  # newest last, so that the bounds here drop the oldest
+            told = self._addresses.known(info.peer_id).addrs
+            self._addresses.learn(info)
+            self._addresses.learn(PeerInfo(info.peer_id, told))  # what this run was told stays before what was stored
+            if not told:
+                self._addresses.proved(info.peer_id, info.addrs[0])
+        if known:
+            log.info("%d peers are known from %s", len(known), path)
+        return store
+
+    async def _keep_saved(self, store: PeerStore) -> None:
+        try:
+            while True:
+                await trio.sleep(self.config.store.save_interval_s)
+                self._prove_connected(store)
+                store.save(now=self._clock.now())
+        finally:
+            store.save(now=self._clock.now())
+
+    def _prove_connected(self, store: PeerStore) -> None:
+        """An address at which we are connected right now is proved right now."""
+        assert self._host is not None
+        for connection in _swarm(self._host).get_connections():
+            muxed = _muxed(connection)
+            if muxed.is_initiator and _is_live(connection):
+                peer = PeerID(muxed.peer_id.to_bytes())
+                if (address := self._addresses.proved_address(peer)) is not None:
+                    store.proved(peer, address, now=self._clock.now())
 
     # --- the host -------------------------------------------------------------------------------------------------
 
@@ -391,6 +499,10 @@ class Libp2pNetwork:
 
     async def _serve(self, protocol: str, service: _Service, net_stream: INetStream) -> None:
         muxed = net_stream.muxed_stream
+        if self._drain.begun.is_set():
+            muxed.abort()
+            log.debug("%s: refused a stream, this node is about to end", protocol)
+            return
         if service.live >= service.max_streams:
             muxed.abort()
             log.debug("%s: more than %d streams at once", protocol, service.max_streams)
@@ -398,7 +510,8 @@ class Libp2pNetwork:
         stream = Libp2pStream(PeerID(net_stream.muxed_conn.peer_id.to_bytes()), muxed, self._linger)
         service.live += 1
         try:
-            await service.handler(stream)
+            with self.hold() if service.lifetime is Lifetime.EXCHANGE else nullcontext():
+                await service.handler(stream)
         except MeshError as error:
             log.debug("%s with %s ended: %s", protocol, stream.remote.short, error)
             muxed.abort()
@@ -424,13 +537,24 @@ class Libp2pNetwork:
             while self._lingering and self._lingering[0][0] <= now:
                 self._lingering.popleft()[1].abort()
             if self._host is not None and self._nursery is not None:
-                idle = [
-                    connection
-                    for connection in _swarm(self._host).get_connections()
-                    if (since := _muxed(connection).idle_since) is not None and now - since > self.config.idle_timeout_s
-                ]
-                if idle:
-                    self._nursery.start_soon(self._close, idle)
+                leaving = self._unwanted(_swarm(self._host).get_connections(), now)
+                if leaving:
+                    self._nursery.start_soon(self._close, leaving)
+
+    def _unwanted(self, connections: Sequence[INetConn], now: float) -> list[INetConn]:
+        """Those nobody has used for long, and those beyond what a node cares to keep."""
+        idle = [
+            connection
+            for connection in connections
+            if (since := _muxed(connection).idle_since) is not None
+            and now - since > self.config.idle_timeout_s
+            and not self._tags.is_protected(PeerID(_muxed(connection).peer_id.to_bytes()))
+        ]
+        if len(connections) <= self.config.manager.high_water:
+            return idle
+        gone = set(map(id, idle))
+        live = [c for c in connections if id(c) not in gone and _is_live(c)]
+        return [*idle, *surplus(map(_facts, live), self._tags, config=self.config.manager, now=now)]
 
     async def _close(self, connections: Sequence[INetConn]) -> None:
         """Close together: each close of py-libp2p sleeps for 0.1 s."""
@@ -496,7 +620,13 @@ class Libp2pNetwork:
             return True
         assert self._nursery is not None
         before = trio.current_time() - self.config.min_idle_s
-        idle = [muxed for muxed in self._inbound if muxed.idle_since is not None and muxed.idle_since <= before]
+        idle = [
+            muxed
+            for muxed in self._inbound
+            if muxed.idle_since is not None
+            and muxed.idle_since <= before
+            and not self._tags.is_protected(PeerID(muxed.peer_id.to_bytes()))
+        ]
         if not idle:
             return False
         longest = min(idle, key=lambda muxed: muxed.idle_since or 0.0)
@@ -569,12 +699,16 @@ class Libp2pNetwork:
                 errors[address] = str(error)
                 if "Peer ID mismatch" in str(error) or "does not correspond" in str(error):
                     self._addresses.wrong(peer, address)
+                    if self._store is not None:
+                        self._store.wrong(peer, address)
                 else:
                     self._addresses.failed(peer, address)
                 failed.set()
             else:
                 reached = True
                 self._addresses.proved(peer, address)
+                if self._store is not None:
+                    self._store.proved(peer, address, now=self._clock.now())
                 winner.cancel()
 
         with trio.move_on_after(self.config.dial_timeout_s) as scope:
@@ -669,6 +803,17 @@ def _muxed(connection: INetConn) -> YamuxConnection:
     muxed = connection.muxed_conn
     assert isinstance(muxed, YamuxConnection)
     return muxed
+
+
+def _facts(connection: INetConn) -> Connection[INetConn]:
+    muxed = _muxed(connection)
+    return Connection(
+        key=connection,
+        peer=PeerID(muxed.peer_id.to_bytes()),
+        opened_at=muxed.opened_at,
+        used_at=muxed.used_at,
+        has_streams=muxed.idle_since is None,
+    )
 
 
 def _is_live(connection: INetConn) -> bool:

@@ -235,6 +235,9 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         """Why the connection ended; empty while it lives."""
         self.idle_since: float | None = trio.current_time()
         """trio time since when no stream is open; None while one is."""
+        self.opened_at = trio.current_time()
+        self.used_at = self.opened_at
+        """trio time when a stream last opened or moved bytes."""
         self.rtt_s: float | None = None
         """Round trip of the last ping."""
         self._is_initiator = bool(conn.is_initiator)
@@ -399,6 +402,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
             return
         frame = header if body is None else header + body
         self._outbox.append(frame)
+        self.used_at = trio.current_time()
         self._unsent += len(frame)
         self._wake_writer.set()
 
@@ -490,6 +494,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
     def _on_stream_frame(self, flags: int, stream_id: int, body: memoryview | None, grant: int) -> None:
         if flags & _SYN and not self._on_syn(stream_id, flags):
             return
+        self.used_at = trio.current_time()
         stream = self._streams.get(stream_id)
         if stream is None:
             return  # late frames of a stream that is already closed here

@@ -12,7 +12,7 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
 from typing import Any, Final, Protocol, cast, overload
 
 import trio
@@ -30,7 +30,7 @@ from mesh.errors import (
     RequestTimeout,
     StreamBroken,
 )
-from mesh.net.base import Handler, Network, Stream
+from mesh.net.base import Handler, Lifetime, Network, Stream
 from mesh.peer import PeerID
 from mesh.ratelimit import Rate, RateLimiter, TokenBucket
 from mesh.rpc import frame as f
@@ -205,6 +205,7 @@ class _Admitted:
     def release(self) -> None:
         """See mesh.rpc.channel.Admission."""
         self._bound.leave(self._peer)
+        self._rpc._left()
         metrics = self._bound.metrics
         seconds = trio.current_time() - self._begun
         metrics.seconds += seconds
@@ -319,8 +320,15 @@ class Rpc:
             max_keys=self.config.max_rated_peers,
         )
         self._rate = TokenBucket(rate_per_s=self.config.calls_per_s, burst=self.config.calls_per_s)
-        self._is_draining = False
-        net.serve(RPC_PROTOCOL, self._accept, max_streams=self.config.max_channels_in + _CLOSING)
+        self._running_calls = 0
+        self._hold = ExitStack()
+        """Holds up a drain of the network while calls are being answered."""
+        net.serve(
+            RPC_PROTOCOL,
+            self._accept,
+            max_streams=self.config.max_channels_in + _CLOSING,
+            lifetime=Lifetime.CHANNEL,
+        )
         if data is not None:
             data.serve(self._accept_data, lambda peer: self._class_of(peer, _DATA, PeerClass.MEMBER))
 
@@ -347,7 +355,6 @@ class Rpc:
         """Keep channels until cancelled; may run again after that. Raises LocalProtocolError when running already."""
         if self._nursery is not None:
             raise LocalProtocolError("this Rpc is already running")
-        self._is_draining = False
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -359,12 +366,15 @@ class Rpc:
             for channel in self._answering:
                 channel.scope.cancel()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Answer no new calls (they are told `busy`) and wait until those that run are done, at most `timeout_s`."""
-        self._is_draining = True
-        with trio.move_on_after(timeout_s):
-            while any(channel.calls for channel in self._answering):  # noqa: ASYNC110 - once in a node's life
-                await trio.sleep(0.02)
+    def _entered(self) -> None:
+        if not self._running_calls:
+            self._hold.enter_context(self.net.hold())
+        self._running_calls += 1
+
+    def _left(self) -> None:
+        self._running_calls -= 1
+        if not self._running_calls:
+            self._hold.close()
 
     async def _watch_members(self) -> None:
         """End what is being answered to peers that may not have it any more."""
@@ -464,13 +474,14 @@ class Rpc:
             raise RemoteFailure(BAD_REQUEST, f"{spec} {_in_words(spec.shape)}")
         if request.key and spec.limits.repeat is not Repeat.KEYED:
             raise RemoteFailure(BAD_REQUEST, f"{spec} keeps no replies for idempotency keys")
-        if self._is_draining:
+        if self.net.draining.is_set():
             raise RemoteFailure(BUSY, "this node is stopping", retryable=True)
         now = trio.current_time()
         if remote != self.net.local.peer_id and not (self._rate.take(now) and self._rates.take(remote, now)):
             raise RemoteFailure(BUSY, "too many calls a second", retryable=True)
         admitted = _Admitted(self, bound, remote, request)
         bound.enter(remote, request.size)
+        self._entered()
         return admitted
 
     def reserve(self, amount: int) -> None:

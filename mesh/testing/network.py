@@ -13,6 +13,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import DialFailed, LocalProtocolError, NetworkError, StreamBroken
 from mesh.identity import PeerKey
-from mesh.net.base import Handler
+from mesh.net.base import Handler, Lifetime, Protection
+from mesh.net.drain import Drain
+from mesh.net.manager import Connection, ManagerConfig, Tags, surplus
 from mesh.peer import Multiaddr, PeerID, PeerInfo
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,10 @@ class SimConfig(BaseModel):
     """Addresses remembered per peer."""
     max_lossy_bytes: int = Field(default=64 * 1024, ge=1)
     """A stream hit by `loss` breaks somewhere within this many bytes."""
+    drain_s: float = Field(default=5.0, ge=0)
+    """How long `drain` waits for what runs for others."""
+    manager: ManagerConfig = ManagerConfig(high_water=1_000_000, low_water=1_000_000)
+    """Which connections a node closes for economy, looked at when it gets a new one; by default none."""
 
 
 class _Pipe:
@@ -207,6 +214,7 @@ class _Link:
     def __init__(self, latency_s: float) -> None:
         self.latency_s = latency_s
         self.streams: list[SimStream] = []
+        self.opened_at = self.used_at = trio.current_time()
 
     def cut(self, reason: str) -> None:
         """Break every stream at both ends."""
@@ -220,6 +228,7 @@ class _Link:
 class _Service:
     handler: Handler
     max_streams: int
+    lifetime: Lifetime
     live: int = 0
 
 
@@ -233,6 +242,8 @@ class SimNode:
         self._known: dict[PeerID, PeerInfo] = {}
         self._links: dict[PeerID, _Link] = {}
         self._nursery: trio.Nursery | None = None
+        self._tags = Tags(max_peers=sim.config.manager.max_tagged_peers)
+        self._drain = Drain()
         self.alive = True
 
     @property
@@ -245,9 +256,16 @@ class SimNode:
         """Whether it runs and was not killed."""
         return self.alive and self._nursery is not None
 
-    def serve(self, protocol: str, handler: Handler, *, max_streams: int = 256) -> None:
+    @property
+    def draining(self) -> trio.Event:
         """See mesh.net.base.Network."""
-        self._services[protocol] = _Service(handler, max_streams)
+        return self._drain.begun
+
+    def serve(
+        self, protocol: str, handler: Handler, *, max_streams: int = 256, lifetime: Lifetime = Lifetime.EXCHANGE
+    ) -> None:
+        """See mesh.net.base.Network."""
+        self._services[protocol] = _Service(handler, max_streams, lifetime)
 
     def learn(self, info: PeerInfo) -> None:
         """See mesh.net.base.Network."""
@@ -282,10 +300,28 @@ class SimNode:
         """Peers with a live connection, in the order of connecting."""
         return tuple(self._links)
 
+    def protect(self, peer: PeerID, tag: str, *, keep: Protection = Protection.ALWAYS) -> None:
+        """See mesh.net.base.Network."""
+        self._tags.protect(peer, tag, keep)
+
+    def unprotect(self, peer: PeerID, tag: str) -> None:
+        """See mesh.net.base.Network."""
+        self._tags.unprotect(peer, tag)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """See mesh.net.base.Network."""
+        return self._drain.hold()
+
+    async def drain(self) -> None:
+        """See mesh.net.base.Network."""
+        await self._drain.finish(self._sim.config.drain_s)
+
     async def run(self, *, task_status: trio.TaskStatus[PeerInfo] = trio.TASK_STATUS_IGNORED) -> None:
         """See mesh.net.base.Network. May run again after it was cancelled (a restart)."""
         if self._nursery is not None:
             raise LocalProtocolError(f"{self._local.peer_id.short} is already running")
+        if self.draining.is_set():  # it had ended before
+            self._drain = Drain()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -295,6 +331,18 @@ class SimNode:
             self._nursery = None
             for peer in tuple(self._links):
                 self._sim._unlink(self._local.peer_id, peer, "the peer stopped")
+
+    def _economize(self) -> None:
+        """Close what is beyond the high water mark (mesh.net.manager)."""
+        config = self._sim.config.manager
+        if len(self._links) <= config.high_water:
+            return
+        facts = [
+            Connection(peer, peer, link.opened_at, link.used_at, any(not stream._closed for stream in link.streams))
+            for peer, link in self._links.items()
+        ]
+        for peer in surplus(facts, self._tags, config=config, now=trio.current_time()):
+            self._sim._unlink(self._local.peer_id, peer, "there are too many connections")
 
     async def _dial(self, peer: PeerID) -> _Link:
         link = self._links.get(peer)
@@ -306,7 +354,8 @@ class SimNode:
     async def _serve(self, service: _Service, stream: SimStream, protocol: str) -> None:
         service.live += 1
         try:
-            await service.handler(stream)
+            with self.hold() if service.lifetime is Lifetime.EXCHANGE else nullcontext():
+                await service.handler(stream)
             await stream.aclose()
         except NetworkError as error:
             log.debug("%s: handler of %s ended: %s", self._local.peer_id.short, protocol, error)
@@ -433,7 +482,7 @@ class SimNetwork:
             raise DialFailed(f"{peer} did not answer within {self.config.dial_timeout_s} s")
         latency_s = self._latency(local, peer)
         await trio.sleep(2 * latency_s)
-        if target is None or not target.up or target.local.peer_id != peer:
+        if target is None or not target.up or target.local.peer_id != peer or target.draining.is_set():
             raise DialFailed(f"{peer} does not answer at {', '.join(map(str, info.addrs))}")
         if not node.up or not self._reachable(local, peer):
             raise DialFailed(f"{peer} did not answer")
@@ -442,6 +491,10 @@ class SimNetwork:
             node._links[peer] = target._links[local] = link
             node.learn(target.local)
             target.learn(node.local)
+            for one in (node, target):
+                one._economize()
+        if peer not in node._links:
+            raise DialFailed(f"{peer} has too many connections")
         return node._links[peer]
 
     async def _open(self, node: SimNode, peer: PeerID, protocol: str, link: _Link) -> SimStream:
@@ -463,7 +516,8 @@ class SimNetwork:
         there.lossy_after = back.lossy_after = breaks_after
         ours = SimStream(peer, there, back, link.latency_s)
         theirs = SimStream(local, back, there, link.latency_s)
-        if service.live >= service.max_streams:
+        link.used_at = trio.current_time()
+        if service.live >= service.max_streams or target.draining.is_set():
             theirs.cut(f"{peer.short} serves no more streams of {protocol}")
             return ours
         link.streams = [s for s in link.streams if not s._closed]

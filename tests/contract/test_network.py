@@ -1,7 +1,7 @@
 """What every Network guarantees (mesh.net.base), for the real one and the simulated one."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +9,8 @@ import trio
 
 from mesh.errors import DialFailed, StreamBroken
 from mesh.identity import PeerKey
-from mesh.net.base import Network, Stream
+from mesh.net.base import Lifetime, Network, Protection, Stream
+from mesh.net.manager import ManagerConfig
 from mesh.peer import Multiaddr, PeerInfo
 
 ECHO = "/test/echo/1.0.0"
@@ -23,21 +24,29 @@ class Pair:
 
 
 @pytest.fixture(params=["libp2p", "sim"])
-def make(request: pytest.FixtureRequest) -> Callable[[str], Network]:
+def make(request: pytest.FixtureRequest) -> Callable[..., Network]:
+    """Makes nodes by name; `manager` is that of one node (in the simulation, of all)."""
     if request.param == "sim":
-        from mesh.testing.network import SimNetwork
+        from mesh.testing.network import SimConfig, SimNetwork
 
-        sim = SimNetwork(seed=1)
-        return lambda name: sim.node(PeerKey.dev(name))
+        sim = SimNetwork(seed=1, config=SimConfig(drain_s=0.5))
+
+        def simulated(name: str, **limits: ManagerConfig) -> Network:
+            sim.config = sim.config.model_copy(update=limits)
+            return sim.node(PeerKey.dev(name))
+
+        return simulated
     from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 
-    return lambda name: Libp2pNetwork(
-        PeerKey.dev(name), Libp2pConfig(dial_timeout_s=3, linger_s=0.2, sweep_interval_s=0.1)
-    )
+    def real(name: str, **limits: ManagerConfig) -> Network:
+        config = Libp2pConfig(dial_timeout_s=3, linger_s=0.2, sweep_interval_s=0.1, drain_s=0.5, **limits)
+        return Libp2pNetwork(PeerKey.dev(name), config)
+
+    return real
 
 
 @asynccontextmanager
-async def pair(make: Callable[[str], Network]) -> AsyncIterator[Pair]:
+async def pair(make: Callable[..., Network]) -> AsyncIterator[Pair]:
     a, b = make("a"), make("b")
     stop_b = trio.CancelScope()
 
@@ -337,3 +346,119 @@ async def test_a_cancelled_sender_harms_its_own_stream_only(make):
         await stuck.reset()
         await good.send_all(b"ee")
         assert await receive_exactly(good, 1) == b"e"
+
+
+# --- economy and the end --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def star(make: Callable[..., Network], rays: int) -> AsyncIterator[tuple[Network, list[PeerInfo]]]:
+    """A hub with a high water mark of 3 and a low one of 1, and peers that it knows."""
+    hub = make("hub", manager=ManagerConfig(high_water=3, low_water=1, grace_s=0))
+    with trio.fail_after(15):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(hub.run)
+            infos = [await nursery.start(make(f"ray{i}").run) for i in range(rays)]
+            for info in infos:
+                hub.learn(info)
+            yield hub, infos
+            nursery.cancel_scope.cancel()
+
+
+async def test_beyond_high_water_the_unprotected_connections_go(make):
+    async with star(make, 4) as (hub, infos):
+        peers = [info.peer_id for info in infos]
+        hub.protect(peers[0], "test")
+        for info in infos[:3]:
+            await hub.connect(info)
+        await trio.sleep(0.3)
+        assert set(hub.connected()) == set(peers[:3])
+        hub.protect(peers[3], "test", keep=Protection.RATHER)
+        with suppress(DialFailed):
+            await hub.connect(infos[3])
+        await until(lambda: hub.connected() == (peers[0],))
+
+
+async def test_what_was_unprotected_goes_like_any_other(make):
+    async with star(make, 4) as (hub, infos):
+        for info in infos:
+            hub.protect(info.peer_id, "test")
+            hub.protect(info.peer_id, "other")
+        for info in infos:
+            await hub.connect(info)
+        await trio.sleep(0.3)
+        assert len(hub.connected()) == 4
+        for info in infos:
+            hub.unprotect(info.peer_id, "test")
+            hub.unprotect(info.peer_id, "never set")
+        for info in infos[1:]:
+            hub.unprotect(info.peer_id, "other")
+        await hub.disconnect(infos[3].peer_id)
+        with suppress(DialFailed):
+            await hub.connect(infos[3])
+        await until(lambda: hub.connected() == (infos[0].peer_id,))
+
+
+async def test_a_drain_waits_for_what_runs_and_refuses_what_comes(make):
+    go = trio.Event()
+
+    async def handler(stream):
+        await stream.receive_some()
+        await go.wait()
+        await stream.send_all(b"done")
+
+    async with pair(make) as net:
+        net.b.serve(ECHO, handler)
+        peer = net.b.local.peer_id
+        running = await net.a.open(peer, ECHO)
+        await running.send_all(b"x")
+        await trio.sleep(0.1)
+        assert not net.b.draining.is_set()
+        drained = trio.Event()
+
+        async def drain() -> None:
+            await net.b.drain()
+            drained.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            await net.b.draining.wait()
+            with pytest.raises((StreamBroken, DialFailed)):
+                refused = await net.a.open(peer, ECHO)
+                await receive_exactly(refused, 1)
+            assert not drained.is_set()
+            go.set()
+            assert await receive_exactly(running, 4) == b"done"
+        assert drained.is_set()
+
+
+async def test_a_draining_node_takes_no_connections_and_still_opens_its_own(make):
+    async with pair(make) as net:
+        net.a.serve(ECHO, echo)
+        net.b.learn(net.a.local)
+        await net.b.drain()
+        await trio.sleep(0.05)
+        with pytest.raises(DialFailed):
+            await net.a.connect(net.b.local)
+        stream = await net.b.open(net.a.local.peer_id, ECHO)
+        await stream.send_all(b"x")
+        assert await receive_exactly(stream, 1) == b"x"
+
+
+async def test_a_drain_waits_for_no_idle_channel_but_for_what_is_held(make):
+    async with pair(make) as net:
+        net.b.serve(ECHO, echo, lifetime=Lifetime.CHANNEL)
+        stream = await net.a.open(net.b.local.peer_id, ECHO)
+        await stream.send_all(b"x")
+        assert await receive_exactly(stream, 1) == b"x"
+        with trio.fail_after(0.2), net.a.hold():  # another node's
+            await net.b.drain()
+        with trio.move_on_after(0.05) as scope, net.b.hold():
+            await net.b.drain()
+        assert scope.cancelled_caught
+
+
+async def test_a_drain_ends_in_time_whoever_does_not(make):
+    async with pair(make) as net:
+        with net.b.hold(), trio.fail_after(5):
+            await net.b.drain()

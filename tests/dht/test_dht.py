@@ -13,7 +13,7 @@ import trio.testing
 from mesh.auth.authorizer import Everyone, PeerClass
 from mesh.dht import DHT, DhtConfig, KadServicer, Role
 from mesh.dht_state import DhtState
-from mesh.errors import DialFailed, NotAuthorized, RecordNotFound, RecordRejected, RemoteFailure
+from mesh.errors import DialFailed, MeshError, NotAuthorized, RecordNotFound, RecordRejected, RemoteFailure
 from mesh.identity import PeerKey
 from mesh.kad.key import key_bytes, key_of, key_of_peer
 from mesh.kad.record import Record
@@ -304,6 +304,29 @@ async def test_finding_peers(nursery: trio.Nursery) -> None:
     assert [i.peer_id for i in await nodes[1].dht.find_closest(b"any/x", 4)] == everybody[:4]
     with pytest.raises(DialFailed):
         await nodes[3].dht.find_peer(PeerKey.dev("nobody").peer_id)
+
+
+@in_sim
+async def test_a_node_that_knows_nobody_joins_through_one_it_meets(nursery: trio.Nursery) -> None:
+    cluster = Cluster(nursery)
+    nodes = await cluster.grow(4)
+    alone = Node(cluster, PeerKey.dev("alone"), Role.SERVER, None)
+    await nursery.start(alone.run, [])
+    nobody = PeerInfo(PeerKey.dev("nobody").peer_id, nodes[0].info.addrs)
+    with pytest.raises(MeshError):
+        await alone.dht.meet(nobody)
+    await alone.dht.meet(alone.info)
+    assert alone.dht.peers == ()
+    alone.net.learn(nodes[2].info)
+    await alone.dht.meet(nodes[2].info)
+    assert {info.peer_id for info in alone.dht.peers} == {node.id for node in nodes}
+    await alone.dht.meet(nodes[2].info)
+    await trio.sleep(11)
+    assert all(alone.net._tags.count(node.id) == 1 for node in nodes)
+    assert not alone.net._tags.is_protected(nodes[0].id)
+    alone.stop()
+    await trio.sleep(1)
+    assert all(alone.net._tags.count(node.id) == 0 for node in nodes)
 
 
 @in_sim

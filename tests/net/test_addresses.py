@@ -4,7 +4,8 @@ import pytest
 from multiaddr import Multiaddr
 
 from mesh.identity import PeerKey
-from mesh.net.addresses import Addresses, tcp_endpoint, without_peer
+from mesh.net.addresses import Addresses, tcp_endpoint, unreachable, without_peer
+from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
 from mesh.peer import PeerInfo
 
 PEER = PeerKey.dev("a").peer_id
@@ -75,3 +76,22 @@ def test_an_address_that_failed_goes_behind_and_a_wrong_one_goes():
     book.wrong(PEER, at(3))
     book.wrong(PEER, at(1))
     assert book.known(PEER) == PeerInfo(PEER)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("/ip4/0.0.0.0/tcp/31330", "every interface"),
+        ("/ip6/::/tcp/31330", "every interface"),
+        ("/ip4/127.0.0.1/tcp/31330", "own"),
+        ("/ip6/::1/tcp/31330", "own"),
+        ("/ip4/10.0.0.1/udp/31330/quic-v1", "form"),
+        ("/ip4/10.0.0.1/tcp/0", "form"),
+        ("/ip4/10.0.0.1/tcp/31330", ""),
+        ("/dns4/node.example/tcp/31330", ""),
+    ],
+)
+def test_an_announced_address_that_leads_nowhere_is_told(address, reason, caplog):
+    assert reason in unreachable(Multiaddr(address))
+    Libp2pNetwork(PeerKey.dev("a"), Libp2pConfig(announce=(address,)))
+    assert ("others cannot reach this node at " + address in caplog.text) == bool(reason)
