@@ -40,6 +40,10 @@ class RequestTimeout(NetworkError):
     """A request did not finish before its deadline."""
 
 
+class PublishFailed(NetworkError):
+    """A message could not be given to any neighbour now: our rate is used up, or nobody reads."""
+
+
 class ProtocolError(MeshError):
     """Bytes or messages broke a protocol's rules."""
 
