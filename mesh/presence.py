@@ -141,12 +141,14 @@ class Presence:
                     await self._gossip.flush()
 
     async def _beat(self) -> None:
-        with trio.move_on_after(self.config.interval_s):
-            await self._turned.wait()
         while True:
+            pause_s = self.config.interval_s * self._rng.uniform(0.9, 1.1)
+            if self._state is NodeState.JOINING:
+                with trio.move_on_after(pause_s):
+                    await self._turned.wait()
+            else:
+                await trio.sleep(pause_s)
             await self._say(self._state)
-            with trio.move_on_after(self.config.interval_s * self._rng.uniform(0.9, 1.1)):
-                await (self._turned.wait() if self._state is NodeState.JOINING else trio.sleep_forever())
 
     async def _say(self, state: NodeState) -> None:
         try:

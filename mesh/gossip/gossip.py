@@ -34,7 +34,7 @@ from mesh.gossip.outbox import Outbox
 from mesh.gossip.router import Action, Priority, Router, RouterConfig, Send
 from mesh.gossip.rules import MAX_SKEW_S, Judge, Judgement, Message, TopicRule, Verdict
 from mesh.gossip.score import Fault
-from mesh.gossip.wire import MAX_RPC_BYTES, PROTOCOL, FrameReader, RawMessage, decode, frame, sign
+from mesh.gossip.wire import MAX_RPC_BYTES, PROTOCOL, FrameReader, RawMessage, Rpc, decode, frame, sign
 from mesh.identity import PeerKey
 from mesh.net.base import Network, Stream
 from mesh.peer import PeerID
@@ -59,6 +59,12 @@ class GossipConfig(BaseModel):
     max_outbox_bytes: int = Field(default=4 * 2**20, ge=2**17, description="the same in bytes")
     batch_bytes: int = Field(default=32 * 1024, ge=1024, le=MAX_RPC_BYTES // 2, description="put into one RPC")
     max_rpc_bytes: int = Field(default=MAX_RPC_BYTES, ge=2**17, le=MAX_RPC_BYTES, description="one RPC of a neighbour")
+    forward_delay_s: float = Field(
+        default=0.04,
+        ge=0,
+        le=1,
+        description="mean time a message that is only passed on waits: most often the neighbour sends it to us meanwhile",
+    )
     send_timeout_s: float = Field(default=10.0, gt=0, description="a neighbour that reads nothing for so long is left")
     publish_wait_s: float = Field(default=2.0, ge=0, description="how long publish waits for room in full outboxes")
     poll_s: float = Field(default=0.25, gt=0, description="how often new connections are looked for")
@@ -118,14 +124,41 @@ class _Link:
         self.scope = trio.CancelScope()
         self.is_open = False
         self.is_sending = False
-        self._changed = trio.Event()
+        self._filled = trio.Event()
+        self._urgent = trio.Event()
+        self._emptied = trio.Event()
 
-    def changed(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+    def put(self, rpc: Rpc, priority: Priority) -> bool:
+        """See Outbox.put."""
+        if not self.outbox.put(rpc, priority):
+            return False
+        self._filled.set()
+        if priority <= Priority.OWN:
+            self._urgent.set()
+        return True
 
-    async def wait_changed(self) -> None:
-        await self._changed.wait()
+    async def take(self, max_bytes: int, delay_s: float) -> Rpc:
+        """The next RPC; what is not urgent waits for `delay_s`."""
+        while True:
+            self._filled = trio.Event()
+            self._urgent = trio.Event() if not self.outbox.is_urgent else self._urgent
+            if not self.outbox:
+                await self._filled.wait()
+            if not self.outbox.is_urgent:
+                with trio.move_on_after(delay_s):
+                    await self._urgent.wait()
+            rpc = self.outbox.take(max_bytes)
+            if rpc is not None:
+                return rpc
+
+    def emptied(self) -> None:
+        """Something was sent, or nothing will be any more."""
+        self._emptied.set()
+        self._emptied = trio.Event()
+
+    async def wait_emptied(self) -> None:
+        """Until there is more room, or the stream has ended."""
+        await self._emptied.wait()
 
     @property
     def is_idle(self) -> bool:
@@ -243,7 +276,7 @@ class Gossip:
         deadline: a neighbour may not read."""
         for link in tuple(self._links.values()):
             while link.is_open and not link.is_idle and self._links.get(link.peer) is link:
-                await link.wait_changed()
+                await link.wait_emptied()
         await trio.lowlevel.checkpoint()
 
     def neighbours(self) -> tuple[PeerID, ...]:
@@ -348,7 +381,7 @@ class Gossip:
         finally:
             del self._links[link.peer]
             self._counts["dropped"] += link.outbox.dropped
-            link.changed()
+            link.emptied()
             self._failed(link)
             self._router.stream_out_ended(link.peer)
 
@@ -372,15 +405,13 @@ class Gossip:
     async def _pump(self, link: _Link, stream: Stream, scope: trio.CancelScope) -> None:
         try:
             while True:
-                rpc = link.outbox.take(self.config.batch_bytes)
-                if rpc is None:
-                    await link.wait_changed()
-                    continue
+                delay_s = self.config.forward_delay_s * self._rng.uniform(0.5, 1.5)
+                rpc = await link.take(self.config.batch_bytes, delay_s)
                 link.is_sending = True
                 with trio.fail_after(self.config.send_timeout_s):
                     await stream.send_all(frame(rpc))
                 link.is_sending = False
-                link.changed()
+                link.emptied()
         except NetworkError as error:
             log.debug("gossip to %s ended: %s", link.peer.short, error)
         except trio.TooSlowError:
@@ -394,10 +425,8 @@ class Gossip:
         link = self._links.get(send.peer)
         if link is None:
             return False
-        is_taken = link.outbox.put(send.rpc, send.priority)
-        if is_taken:
-            link.changed()
-        elif send.priority is Priority.CONTROL:
+        is_taken = link.put(send.rpc, send.priority)
+        if not is_taken and send.priority is Priority.CONTROL:
             link.scope.cancel()  # it has not read for long, and would hold wrong beliefs about us
         return is_taken
 
@@ -408,7 +437,7 @@ class Gossip:
         for send in full:
             with trio.CancelScope(deadline=deadline) as scope:
                 while (link := self._links.get(send.peer)) is not None and not self._put(send):
-                    await link.wait_changed()
+                    await link.wait_emptied()
             if scope.cancelled_caught or link is None:
                 left.append(send)
         return left

@@ -36,6 +36,11 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._count or self._control or self._offers)
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether there is more than what is only passed on or offered."""
+        return bool(self._control or self._messages[Priority.OWN])
+
     def put(self, rpc: Rpc, priority: Priority) -> bool:
         """Take it; says whether there was room (for the lower priorities that may be ignored)."""
         if priority is Priority.CONTROL:
