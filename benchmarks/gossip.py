@@ -1,9 +1,9 @@
 """How many messages arrive, how fast and at what cost, when 20 nodes publish to each other? And on py-libp2p alone?
 
 All nodes run in one process on loopback with real connections (noise, yamux): CPU figures are of all of them together,
-delays include waiting for the one core. Every node subscribes; publishers take turns at a steady rate. A delivery is one
-message at one node other than its publisher. py-libp2p's GossipSub runs twice, with its defaults and with a heartbeat of
-1 s (its default is 120 s), on the same kind of hosts and in the same graph: each node dials six others.
+delays include waiting for the one core. Every node subscribes; publishers take turns at a steady rate. A delivery is
+one message at one node other than its publisher. py-libp2p's GossipSub runs twice, with its defaults and with a
+heartbeat of 1 s (its default is 120 s), in the same graph: each node dials six others.
 `python benchmarks/gossip.py [--nodes 20] [--messages 1000] [--per-s 20]`
 """
 
@@ -76,7 +76,7 @@ class Run:
             self.published[number] = time.perf_counter()
             await send(number % self.nodes, number)
         deadline = trio.current_time() + AFTER_S
-        while len(self.got) < self.messages * (self.nodes - 1) and trio.current_time() < deadline:
+        while len(self.got) < self.messages * (self.nodes - 1) and trio.current_time() < deadline:  # noqa: ASYNC110
             await trio.sleep(0.05)
         return (time.process_time() - cpu) * 1e3
 

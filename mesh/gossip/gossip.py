@@ -44,8 +44,8 @@ from mesh.rpc.body import pack
 log = logging.getLogger(__name__)
 
 _MAX_TOPICS: Final = 128
-_MESSAGES_BETWEEN_PAUSES: Final = 16
-"""Messages of one RPC checked before other tasks have their turn: about 3 ms when all are new."""
+_BETWEEN_PAUSES: Final = 16
+"""Messages and RPCs of one neighbour read before other tasks have their turn: about 3 ms when all are new."""
 
 
 class GossipConfig(BaseModel):
@@ -60,11 +60,12 @@ class GossipConfig(BaseModel):
     batch_bytes: int = Field(default=32 * 1024, ge=1024, le=MAX_RPC_BYTES // 2, description="put into one RPC")
     max_rpc_bytes: int = Field(default=MAX_RPC_BYTES, ge=2**17, le=MAX_RPC_BYTES, description="one RPC of a neighbour")
     forward_delay_s: float = Field(
-        default=0.04,
+        default=0.05,
         ge=0,
         le=1,
-        description="mean time a message that is only passed on waits: most often the neighbour sends it to us meanwhile",
+        description="mean wait of a message that is only passed on: most often the neighbour sends it to us meanwhile",
     )
+    forward_delay_max_s: float = Field(default=0.25, ge=0, le=2, description="the same when this process is behind")
     send_timeout_s: float = Field(default=10.0, gt=0, description="a neighbour that reads nothing for so long is left")
     publish_wait_s: float = Field(default=2.0, ge=0, description="how long publish waits for room in full outboxes")
     poll_s: float = Field(default=0.25, gt=0, description="how often new connections are looked for")
@@ -115,6 +116,29 @@ class Subscription:
         self._changed = trio.Event()
 
 
+class _Delay:
+    """How long a message waits that is only passed on.
+
+    Drawn at random, so that of two neighbours that would send each other the same message one is first, and the other
+    need not. In a process that is behind, messages are longer under way, so they must wait longer to be of that use;
+    otherwise a busy node would make itself busier with copies.
+    """
+
+    def __init__(self, config: GossipConfig, rng: random.Random) -> None:
+        self._mean_s = config.forward_delay_s
+        self._max_s = config.forward_delay_max_s
+        self._rng = rng
+        self._behind_s = 0.0
+
+    def learn(self, behind_s: float) -> None:
+        """A wait took so much longer than it should."""
+        self._behind_s += (behind_s - self._behind_s) / 8
+
+    def draw(self) -> float:
+        mean_s = min(self._mean_s + 3 * self._behind_s, max(self._mean_s, self._max_s))
+        return mean_s * self._rng.uniform(0.5, 1.5)
+
+
 class _Link:
     """Our stream to a neighbour, and what waits for it."""
 
@@ -123,7 +147,7 @@ class _Link:
         self.outbox = Outbox(max_messages=config.max_outbox_messages, max_bytes=config.max_outbox_bytes)
         self.scope = trio.CancelScope()
         self.is_open = False
-        self.is_sending = False
+        self.sending_since: float | None = None
         self._filled = trio.Event()
         self._urgent = trio.Event()
         self._emptied = trio.Event()
@@ -137,16 +161,18 @@ class _Link:
             self._urgent.set()
         return True
 
-    async def take(self, max_bytes: int, delay_s: float) -> Rpc:
-        """The next RPC; what is not urgent waits for `delay_s`."""
+    async def take(self, max_bytes: int, delay: _Delay) -> Rpc:
+        """The next RPC; what is not urgent waits a little."""
         while True:
             self._filled = trio.Event()
             self._urgent = trio.Event() if not self.outbox.is_urgent else self._urgent
             if not self.outbox:
                 await self._filled.wait()
             if not self.outbox.is_urgent:
-                with trio.move_on_after(delay_s):
+                with trio.CancelScope(deadline=trio.current_time() + delay.draw()) as scope:
                     await self._urgent.wait()
+                if scope.cancelled_caught:
+                    delay.learn(trio.current_time() - scope.deadline)
             rpc = self.outbox.take(max_bytes)
             if rpc is not None:
                 return rpc
@@ -162,7 +188,7 @@ class _Link:
 
     @property
     def is_idle(self) -> bool:
-        return not self.outbox and not self.is_sending
+        return not self.outbox and self.sending_since is None
 
 
 class Gossip:
@@ -198,6 +224,7 @@ class Gossip:
             rng=random.Random(rng.random()),
             config=self.config.router,
         )
+        self._delay = _Delay(self.config, random.Random(rng.random()))
         self._rates: dict[str, TokenBucket] = {}
         self._links: dict[PeerID, _Link] = {}
         self._inbound: dict[PeerID, trio.CancelScope] = {}
@@ -323,6 +350,7 @@ class Gossip:
             await trio.sleep_until(at)
             now = trio.current_time()
             self._perform(self._router.heartbeat(now))
+            self._leave_slow(now)
             at = max(at + period_s, now)
 
     async def _watch(self) -> None:
@@ -405,21 +433,22 @@ class Gossip:
     async def _pump(self, link: _Link, stream: Stream, scope: trio.CancelScope) -> None:
         try:
             while True:
-                delay_s = self.config.forward_delay_s * self._rng.uniform(0.5, 1.5)
-                rpc = await link.take(self.config.batch_bytes, delay_s)
-                link.is_sending = True
-                with trio.fail_after(self.config.send_timeout_s):
-                    await stream.send_all(frame(rpc))
-                link.is_sending = False
+                rpc = await link.take(self.config.batch_bytes, self._delay)
+                link.sending_since = trio.current_time()  # the heartbeat ends what takes too long
+                await stream.send_all(frame(rpc))
+                link.sending_since = None
                 link.emptied()
         except NetworkError as error:
             log.debug("gossip to %s ended: %s", link.peer.short, error)
-        except trio.TooSlowError:
-            log.info("%s read no gossip for %g s: left", link.peer.short, self.config.send_timeout_s)
-            await stream.reset()
         finally:
-            await stream.aclose()
+            await (stream.aclose() if link.sending_since is None else stream.reset())
         scope.cancel()
+
+    def _leave_slow(self, now: float) -> None:
+        for link in self._links.values():
+            if link.sending_since is not None and now - link.sending_since > self.config.send_timeout_s:
+                log.info("%s read no gossip for %g s: left", link.peer.short, self.config.send_timeout_s)
+                link.scope.cancel()
 
     def _put(self, send: Send) -> bool:
         link = self._links.get(send.peer)
@@ -476,22 +505,22 @@ class Gossip:
 
     async def _read(self, peer: PeerID, stream: Stream) -> None:
         frames = FrameReader(self.config.max_rpc_bytes)
+        since_pause = 0
         while data := await stream.receive_some():
             for body in frames.feed(data):
                 rpc = decode(body)
-                for index, raw in enumerate(rpc.publish, 1):
+                for raw in rpc.publish:
                     self._counts["received"] += 1
                     if peer in self._links:
                         self._links[peer].outbox.discard(raw.id)
                     self._perform(self._router.on_message(peer, raw, trio.current_time()))
-                    if index % _MESSAGES_BETWEEN_PAUSES == 0:
-                        await trio.lowlevel.checkpoint()
+                    since_pause = await _pause(since_pause + 1)
                 # After the messages: what the same RPC offers may have come with it.
                 self._perform(self._router.on_control(peer, rpc, trio.current_time()))
                 if self._router.is_graylisted(peer):
                     log.info("%s has broken too many rules of gossip: not listened to for a while", peer.short)
                     self._part(peer)
-                await trio.lowlevel.checkpoint()
+                since_pause = await _pause(since_pause + 1)
 
     def _judged(self, via: PeerID, raw: RawMessage) -> Judgement:
         judgement = self._judge.judge(via, raw, now=trio.current_time(), wall_s=self._clock.now())
@@ -510,3 +539,11 @@ class Gossip:
                 before = subscription.dropped
                 subscription._put(message)
                 self._counts["unread"] += subscription.dropped - before
+
+
+async def _pause(count: int) -> int:
+    """Let other tasks have their turn after so many messages and RPCs; the count from here on."""
+    if count < _BETWEEN_PAUSES:
+        return count
+    await trio.lowlevel.checkpoint()
+    return 0

@@ -69,6 +69,7 @@ def test_after_a_partition_what_was_missed_is_asked_for() -> None:
             sim.partition([[v.peer for v in left], [v.peer for v in right]])
             await publish_all(left, 30)
             await publish_all(right, 30, first=30)
+            await trio.sleep(1)
             before = sum(len(v.numbers) for v in everyone)
             sim.heal()
             await trio.sleep(15)
@@ -134,10 +135,6 @@ def test_a_neighbour_that_does_not_read_delays_publish_and_is_named() -> None:
     async def main() -> float:
         async with village(2, config=config) as (_, (a, b)):
             assert a.gossip.neighbours() == (b.peer,)
-
-            async def stuck(data: bytes) -> None:
-                await trio.sleep_forever()
-
             link = a.gossip._links[b.peer]
             link.outbox._max_messages = 0  # as if all of it waited for a reader that does not come
             begin = trio.current_time()
