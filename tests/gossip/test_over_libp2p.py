@@ -1,0 +1,73 @@
+"""Gossip over real connections on loopback."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from mesh.clock import SystemClock
+from mesh.gossip import Gossip, TopicRule
+from mesh.identity import PeerKey
+from mesh.net.libp2p import Libp2pNetwork
+from tests.gossip.village import TOPIC, News
+
+RULE = TopicRule(TOPIC, News, max_bytes=64, max_per_s=200.0, burst=400.0)
+
+
+@asynccontextmanager
+async def connected(count: int, *, dials: int) -> AsyncIterator[tuple[list[Gossip], list[list[int]], trio.Nursery]]:
+    """Nodes that subscribe, each connected to some others, once all know of each other."""
+    keys = [PeerKey.dev(f"gossip {index}") for index in range(count)]
+    nets = [Libp2pNetwork(key) for key in keys]
+    gossips = [
+        Gossip(net, key, is_member=lambda peer: True, clock=SystemClock(), rng=random.Random(index), rules=[RULE])
+        for index, (net, key) in enumerate(zip(nets, keys, strict=True))
+    ]
+    got: list[list[int]] = [[] for _ in keys]
+
+    async def read(index: int) -> None:
+        async with gossips[index].subscribe(TOPIC) as messages:
+            async for message in messages:
+                assert isinstance(message.value, News)
+                got[index].append(message.value.number)
+
+    async with trio.open_nursery() as nursery:
+        for net, gossip in zip(nets, gossips, strict=True):
+            await nursery.start(net.run)
+            await nursery.start(gossip.run)
+        for index in range(count):
+            nursery.start_soon(read, index)
+        rng = random.Random(4)
+        for index, net in enumerate(nets):
+            for other in rng.sample([n for n in nets if n is not net], dials):
+                await net.connect(other.local)
+        with trio.fail_after(30):
+            for net, gossip in zip(nets, gossips, strict=True):
+                while len(gossip.subscribers(TOPIC)) < len(net.connected()):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+        yield gossips, got, nursery
+        nursery.cancel_scope.cancel()
+
+
+async def all_arrive(count: int, messages: int, *, dials: int, gap_s: float) -> None:
+    async with connected(count, dials=dials) as (gossips, got, _):
+        for number in range(messages):
+            await gossips[number % count].publish(TOPIC, News(number=number))
+            await trio.sleep(gap_s)
+        expected = [[n for n in range(messages) if n % count != index] for index in range(count)]
+        with trio.move_on_after(30):
+            while [sorted(numbers) for numbers in got] != expected:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert [sorted(numbers) for numbers in got] == expected
+
+
+async def test_six_nodes_deliver_all_of_fifty_messages_each() -> None:
+    await all_arrive(6, 300, dials=2, gap_s=0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_twenty_nodes_deliver_all_of_a_thousand_messages() -> None:
+    await all_arrive(20, 1000, dials=6, gap_s=0.05)
