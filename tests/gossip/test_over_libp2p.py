@@ -40,7 +40,7 @@ async def connected(count: int, *, dials: int) -> AsyncIterator[tuple[list[Gossi
         for index in range(count):
             nursery.start_soon(read, index)
         rng = random.Random(4)
-        for index, net in enumerate(nets):
+        for net in nets:
             for other in rng.sample([n for n in nets if n is not net], dials):
                 await net.connect(other.local)
         with trio.fail_after(30):

@@ -19,7 +19,7 @@ TOPIC = presence_topic(1, b"genesis.")
 
 @asynccontextmanager
 async def present(count: int) -> AsyncIterator[tuple[list[Villager], list[Presence], list[trio.CancelScope]]]:
-    async with village(count, silent=count, rules=[presence_rule(TOPIC)]) as (sim, everyone):
+    async with village(count, silent=count, rules=[presence_rule(TOPIC)]) as (_, everyone):
         presences = [Presence(v.gossip, TOPIC, rng=random.Random(v.key.private)) for v in everyone]
         scopes = [trio.CancelScope() for _ in everyone]
 
@@ -109,7 +109,7 @@ def test_the_farewell_is_bounded_when_nobody_reads() -> None:
             begin = trio.current_time()
             scopes[0].cancel()
             with trio.fail_after(10):
-                while presences[0].state is not NodeState.OFFLINE or everyone[0].gossip._subscriptions[TOPIC]:
+                while presences[0].state is not NodeState.OFFLINE or everyone[0].gossip._subscriptions[TOPIC]:  # noqa: ASYNC110
                     await trio.sleep(0.01)
             return trio.current_time() - begin
 

@@ -22,11 +22,15 @@ ROOT = Path(__file__).parents[2]
 TOPIC = presence_topic(1, GENESIS)
 
 
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_node_that_is_told_to_stop_says_offline(number: signal.Signals, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "mesh.cli", "server", "mock", "--no_blockchain_rpc", "--new_swarm", "--json"]
     argv += ["--data_dir", str(tmp_path)]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(argv)
     try:
         assert process.stdout is not None
         line = await trio.to_thread.run_sync(process.stdout.readline)
