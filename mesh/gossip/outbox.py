@@ -64,10 +64,11 @@ class Outbox:
         parts: list[Rpc] = []
         size = ids = 0
         while self._control and size < max_bytes and len(parts) < MAX_CONTROLS // 4:
-            ids += len(self._control[0].iwant)
-            size += ids * _ID_BYTES
-            if parts and ids > MAX_IDS // 2:
+            wanted = len(self._control[0].iwant)
+            if parts and ids + wanted > MAX_IDS // 2:
                 break
+            ids += wanted
+            size += wanted * _ID_BYTES
             parts.append(self._control.popleft())
         messages: list[RawMessage] = []
         for priority in Priority:

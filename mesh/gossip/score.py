@@ -21,8 +21,8 @@ class Fault(enum.Enum):
     """Bytes that are no RPC."""
     EARLY_GRAFT = 5.0
     """GRAFT before the backoff was over."""
-    FLOOD = 2.0
-    """More than the bounds allow; once a heartbeat and bound."""
+    FLOOD = 4.0
+    """More than the bounds allow; once a heartbeat, so that one burst is forgiven and a minute of them is not."""
     BROKEN_PROMISE = 0.5
     """A message that IHAVE offered and IWANT did not bring; at most `MAX_PROMISES` of them a heartbeat."""
 

@@ -22,14 +22,16 @@ def others(index: int, nodes: int, count: int) -> list[int]:
 
 @pytest.mark.slow
 def test_twenty_nodes_lose_none_of_a_thousand_messages() -> None:
-    async def main() -> list[list[int]]:
+    async def main() -> tuple[list[list[int]], list[float]]:
         async with village(20) as (_, everyone):
             await publish_all(everyone, 1000)
-            await trio.sleep(1)  # not long enough for anything but the eager way and one heartbeat
-            return [v.numbers for v in everyone]
+            await trio.sleep(1)
+            return [v.numbers for v in everyone], sorted(delay for v in everyone for delay in v.delays_s)
 
-    for index, numbers in enumerate(run_sim(main, 7)):
+    got, delays = run_sim(main, 7)
+    for index, numbers in enumerate(got):
         assert sorted(numbers) == others(index, 20, 1000)  # all of them, each once
+    assert delays[int(len(delays) * 0.99)] <= 0.5  # with 20 to 80 ms between any two
 
 
 def test_eight_nodes_lose_nothing_and_the_same_seed_is_the_same_run() -> None:
@@ -37,12 +39,12 @@ def test_eight_nodes_lose_nothing_and_the_same_seed_is_the_same_run() -> None:
         async with village(8, seed=3) as (sim, everyone):
             await publish_all(everyone, 80)
             await trio.sleep(1)
-            oldest = max(message.sent_at for v in everyone for message in v.got)
-            return sim.digest(), [v.numbers for v in everyone], oldest
+            return sim.digest(), [v.numbers for v in everyone], max(d for v in everyone for d in v.delays_s)
 
     first, second, other = run_sim(main, 1), run_sim(main, 1), run_sim(main, 2)
     assert first == second
     assert first[0] != other[0]
+    assert first[2] <= 0.5
     for index, numbers in enumerate(first[1]):
         assert sorted(numbers) == others(index, 8, 80)
 

@@ -6,12 +6,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.tools.anyio_service import background_trio_service
 
 from mesh.clock import SystemClock
 from mesh.gossip import Gossip, TopicRule
 from mesh.identity import PeerKey
 from mesh.net.libp2p import Libp2pNetwork
+from mesh.peer import PeerID, PeerInfo
+from mesh.rpc.body import pack
 from tests.gossip.village import TOPIC, News
+from tests.net.nodes import bare, bare_host, until
 
 RULE = TopicRule(TOPIC, News, max_bytes=64, max_per_s=200.0, burst=400.0)
 
@@ -71,3 +77,27 @@ async def test_six_nodes_deliver_all_of_fifty_messages_each() -> None:
 @pytest.mark.timeout(240)
 async def test_twenty_nodes_deliver_all_of_a_thousand_messages() -> None:
     await all_arrive(20, 1000, dials=6, gap_s=0.05)
+
+
+async def test_py_libp2ps_gossipsub_and_ours_understand_each_other() -> None:
+    """Both ways through signatures: theirs is checked by us and ours by them. Their seqno must be a time, as ours."""
+    host = bare_host()
+    theirs = Pubsub(host, GossipSub([PROTOCOL_ID_V11], degree=6, degree_low=5, degree_high=12))
+    async with bare(host) as (info,), connected(1, dials=0) as (gossips, got, nursery):
+        async with background_trio_service(theirs.router), background_trio_service(theirs):
+            await theirs.wait_until_ready()
+            subscription = await theirs.subscribe(TOPIC)
+            [ours] = gossips
+            await ours._net.connect(PeerInfo(PeerID(info.peer_id.to_bytes()), tuple(info.addrs)))
+            await until(lambda: bool(ours.subscribers(TOPIC)))
+            await ours.publish(TOPIC, News(number=5))
+            message = await subscription.get()
+            assert message.data == pack(News(number=5))
+            theirs.counter = int(SystemClock().now() * 1e9)
+            await until(lambda: bool(theirs.router.mesh.get(TOPIC)))
+            await theirs.publish(TOPIC, pack(News(number=6)))
+            await until(lambda: got[0] == [6])
+            theirs.counter = int(SystemClock().now())  # as they count: seconds
+            await theirs.publish(TOPIC, pack(News(number=7)))
+            await until(lambda: ours.counts.get("old", 0) == 1)
+            nursery.cancel_scope.cancel()

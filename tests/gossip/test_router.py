@@ -291,7 +291,7 @@ def test_a_flood_of_offers_is_bounded_and_costs_score() -> None:
             asked += len(action.rpc.iwant)
     assert asked <= 50
     assert len(node._neighbours[PEERS[0]].offers) <= 100
-    assert node.score(PEERS[0]) == -2.0
+    assert node.score(PEERS[0]) == -4.0
     scores = []
     for now in range(2, 12):
         node.heartbeat(float(now))  # none of what was offered came
@@ -330,7 +330,16 @@ def test_a_flood_of_new_messages_is_cut_off() -> None:
     node = in_mesh(2, messages_per_s=1.0, message_burst=10.0)
     taken = sum(bool(node.on_message(PEERS[0], note(KEYS[5], n), 1.0)) for n in range(50))
     assert taken == 10
-    assert node.score(PEERS[0]) == -2.0  # once a heartbeat
+    assert node.score(PEERS[0]) == -4.0  # once a heartbeat
+
+
+def test_who_floods_for_half_a_minute_is_not_listened_to() -> None:
+    node = in_mesh(2, messages_per_s=1.0, message_burst=10.0)
+    for second in range(30):
+        for number in range(20):
+            node.on_message(PEERS[0], note(KEYS[5], second * 20 + number), float(second))
+        node.heartbeat(float(second))
+    assert node.is_graylisted(PEERS[0])
 
 
 @pytest.mark.parametrize("wrong", [{"d": 4}, {"d_hi": 5}, {"gossip_windows": 61}, {"prune_score": -50.0}])

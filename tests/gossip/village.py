@@ -34,6 +34,7 @@ class Villager:
     gossip: Gossip
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     got: list[Message] = field(default_factory=list)
+    delays_s: list[float] = field(default_factory=list)
 
     @property
     def peer(self) -> PeerID:
@@ -53,6 +54,7 @@ class Villager:
                     async with self.gossip.subscribe(TOPIC) as messages:
                         async for message in messages:
                             self.got.append(message)
+                            self.delays_s.append(SimClock().now() - message.sent_at)
                 await trio.sleep_forever()
 
 
