@@ -115,7 +115,8 @@ class Presence:
         return tuple(peer for peer, known in self.states().items() if known.state is NodeState.ONLINE)
 
     async def wait_for(self, peer: PeerID, state: NodeState) -> None:
-        """Until this is what the peer said last. Waits for ever if need be: give it a deadline."""
+        """Until this is what the peer said last. Give it a deadline: a node that crashed says nothing, not OFFLINE."""
+        self._expire()
         while (entry := self._entries.get(peer)) is None or entry.known.state is not state:
             await self._changed.wait()
         await trio.lowlevel.checkpoint()

@@ -85,13 +85,14 @@ class Outbox:
         return _merge(parts, messages) or None
 
     def _put_message(self, raw: RawMessage, priority: Priority) -> bool:
-        if any(raw.id in waiting for waiting in self._messages.values()):
+        message_id = raw.id
+        if any(message_id in waiting for waiting in self._messages.values()):
             return True
         while self._count >= self._max_messages or self._bytes + raw.size > self._max_bytes:
             if not self._make_room(priority):
                 self.dropped += priority is not Priority.OWN
                 return False
-        self._messages[priority][raw.id] = raw
+        self._messages[priority][message_id] = raw
         self._count += 1
         self._bytes += raw.size
         return True

@@ -297,11 +297,12 @@ class Router:
         state = self._listen_to(peer)
         if state is None:
             return []
-        is_new = raw.id not in self._seen
+        message_id = raw.id
+        is_new = message_id not in self._seen
         if not self._charge(peer, state, now, 1.0 if is_new else 0.1):
             return []
-        if self._promises.get(raw.id, (None,))[0] == peer:
-            del self._promises[raw.id]
+        if self._promises.get(message_id, (None,))[0] == peer:
+            del self._promises[message_id]
         if not is_new or raw.source == self._local.multihash:
             return []
         judgement = self._judge(peer, raw)
@@ -309,8 +310,8 @@ class Router:
             self._scores.blame(peer, Fault.INVALID)
         if judgement.verdict is not Verdict.ACCEPT or judgement.message is None:
             return []  # not marked as seen: the next one under this id may be the real one
-        self._promises.pop(raw.id, None)
-        self._seen.add(raw.id, now)
+        self._promises.pop(message_id, None)
+        self._seen.add(message_id, now)
         self._cache.put(raw)
         rpc = Rpc(publish=(raw,))
         passed_on: list[Action] = [
@@ -386,8 +387,10 @@ class Router:
     def _on_graft(self, peer: PeerID, topic: str, now: float) -> Prune | None:
         """None, or the refusal."""
         mesh = self._mesh.get(topic)
-        if mesh is None or peer in mesh:
-            return None  # unknown topics are not answered: no echo for floods (v1.1, "Spam Protection")
+        if mesh is None or peer in mesh or not self._neighbours[peer].can_send:
+            # Unknown topics are not answered: no echo for floods (v1.1, "Spam Protection"). And whom we cannot send to
+            # would take a place in the mesh and give nothing for it.
+            return None
         backoff_s = self.config.prune_backoff_s
         # A heartbeat's grace: the peer counts from when it sent its PRUNE, we from when it came.
         if self._backoff.get((topic, peer), now) > now + self.config.heartbeat_s:

@@ -117,6 +117,15 @@ def test_nobody_can_ban_himself_for_ever() -> None:
     assert sends(node.heartbeat(601.0), "graft") == [PEERS[0]]
 
 
+def test_whom_we_cannot_send_to_takes_no_place_in_the_mesh() -> None:
+    node = in_mesh(0)
+    node.stream_in(PEERS[0])
+    node.on_control(PEERS[0], Rpc(subscriptions=((True, T),), graft=(T,)), 0.0)
+    assert node.mesh(T) == ()
+    node.stream_out(PEERS[0])
+    assert sends(node.heartbeat(1.0), "graft") == [PEERS[0]]
+
+
 def test_unsubscribing_prunes_and_says_so() -> None:
     node = in_mesh(2)
     actions = node.unsubscribe(T, 1.0)
