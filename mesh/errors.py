@@ -46,6 +46,10 @@ class PeerSuspended(NetworkError):
     """We do not call or serve this peer for now: it failed too often in a row, or broke the protocol."""
 
 
+class PublishFailed(NetworkError):
+    """A message could not be given to any neighbour now: our rate is used up, or nobody reads."""
+
+
 class ProtocolError(MeshError):
     """Bytes or messages broke a protocol's rules."""
 

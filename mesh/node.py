@@ -1,7 +1,8 @@
-"""A node put together: one nursery that owns the network, the DHT, the chain, consensus and the subnet.
+"""A node put together: one nursery that owns the DHT, the chain, consensus and the subnet, and under it the network.
 
 This is the composition root: it alone knows which implementation stands behind each protocol. A crash in any part
-cancels all of them and the one cause comes out; shut-down is cancellation. `run_node` is a node that works in a
+cancels all of them and the one cause comes out; shut-down is cancellation, of the network and of gossip last, so that a
+node can still say that it goes. `run_node` is a node that works in a
 subnet, `run_bootnode` one that only routes.
 """
 
@@ -12,7 +13,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,13 @@ from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
 from mesh.content import Content, Offload, in_thread
 from mesh.dht import DHT, DhtConfig, Role
 from mesh.errors import ChainUnavailable, ConfigError, MeshError
+from mesh.gossip import Gossip
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
 from mesh.net.data import DataPlane
 from mesh.peer import PeerID, PeerInfo
+from mesh.presence import Presence, presence_rule, presence_topic
 from mesh.rpc.reflection import ReflectionServicer
 from mesh.rpc.rpc import Rpc
 from mesh.rpc.servicer import RpcContext, Servicer, method
@@ -42,7 +45,7 @@ from mesh.subnet import Settlement, Subnet, SubnetContext
 from mesh.worker import Compute, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +138,12 @@ async def run_node(
     """
     state = config.data_dir / "state"
     state.mkdir(parents=True, exist_ok=True)
-    async with trio.open_nursery() as nursery:
+    async with _outliving() as base, trio.open_nursery() as nursery:
         view = await _open_chain_view(nursery, config, parts)
         node_id = await _registered_as(view, config, parts.identity.peer_id)
         if view.has_chain and hotkey is not None:
             await _warn_of_an_empty(hotkey, view.chain)
-        await nursery.start(parts.net.run)
+        await base.start(parts.net.run)
         rpc = await _start_rpc(nursery, parts, view)
         rules: list[NamespaceRule] = [*subnet.rules(subnet_config)]
         if view.has_chain:
@@ -149,6 +152,10 @@ async def run_node(
         content = Content(config.data_dir / "content", rpc, offload=parts.offload)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
+        gossip = _gossip(parts, view, dht)
+        await base.start(gossip.run)
+        presence = Presence(gossip, presence_topic(view.subnet_id, view.genesis), rng=random.Random(parts.rng.random()))
+        await nursery.start(presence.run)
         if config.discovery is Discovery.MDNS:
             await nursery.start(_meet_neighbours, parts, dht)
         worker = parts.worker or Worker(subnet.jobs)
@@ -164,6 +171,8 @@ async def run_node(
             chain=view.chain,
             epochs=view.epochs,
             content=content,
+            gossip=gossip,
+            presence=presence,
             worker=worker,
             clock=parts.clock,
             rng=random.Random(parts.rng.random()),
@@ -190,6 +199,7 @@ async def run_node(
                 receiver=receive,
             )
             await nursery.start(loop.run)
+        presence.go_online()
         info = NodeInfo(parts.net.local, view.subnet_id, node_id, view.genesis)
         log.info("%s is ready in subnet %d", info.local.peer_id, info.subnet_id)
         task_status.started(info)
@@ -239,6 +249,25 @@ async def _meet_neighbours(
                 await dht.meet(info)
             except MeshError as error:
                 log.debug("%s, found on the local network, is none of ours: %s", info.peer_id, error)
+
+
+@asynccontextmanager
+async def _outliving() -> AsyncIterator[trio.Nursery]:
+    """A nursery that is cancelled when the block inside has ended, not before: what runs in the block can use it while
+    it is being cancelled itself. A crash in it cancels the block."""
+    async with trio.open_nursery() as outer:
+        base: trio.Nursery = await outer.start(_shielded)
+        try:
+            yield base
+        finally:
+            base.cancel_scope.cancel()
+
+
+async def _shielded(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.sleep_forever()
 
 
 def check_clock(now_s: float, chain_s: float) -> None:
@@ -397,6 +426,18 @@ def _dht(
         clock=parts.clock,
         rng=random.Random(parts.rng.random()),
         state_path=state_path,
+    )
+
+
+def _gossip(parts: Parts, view: _ChainView, dht: DHT) -> Gossip:
+    return Gossip(
+        parts.net,
+        parts.identity,
+        is_member=view.is_member,
+        rules=[presence_rule(presence_topic(view.subnet_id, view.genesis))],
+        peers=lambda: [info.peer_id for info in dht.peers],
+        clock=parts.clock,
+        rng=random.Random(parts.rng.random()),
     )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mesh.chain.epochs import Epochs
     from mesh.content import Content
     from mesh.dht import DHT, StoreReport
+    from mesh.gossip import Gossip
+    from mesh.presence import Presence
     from mesh.rpc.rpc import Rpc
     from mesh.rpc.servicer import Servicer
     from mesh.worker import Compute
@@ -72,6 +74,10 @@ class SubnetContext:
     chain: Chain
     epochs: Epochs
     content: Content
+    gossip: Gossip
+    """For messages to all members; a topic of the subnet's own is taken with `gossip.add_rule` before it is used."""
+    presence: Presence
+    """Which of the others are there."""
     worker: Compute
     clock: Clock
     rng: random.Random

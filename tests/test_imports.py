@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py", "mesh/rpc/standing.py",
-        "mesh/rpc/adapters.py", "mesh/chain/types.py", "mesh/chain/codec.py",
+PURE = ("mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py", "mesh/gossip/cache.py",
+        "mesh/gossip/score.py", "mesh/gossip/outbox.py", "mesh/auth/request.py",
+        "mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py", "mesh/rpc/standing.py",
+        "mesh/rpc/adapters.py", "mesh/rpc/codec.py", "mesh/chain/types.py", "mesh/chain/codec.py",
+        "mesh/net/offer.py",
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
         "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
@@ -32,9 +35,10 @@ LAYERS = (
     {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace"},
     {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "rpc.flow", "rpc.standing",
      "rpc.adapters", "rpc.codec", "chain.types", "chain.windows",
+     "gossip.wire", "gossip.rules", "gossip.router", "gossip.cache", "gossip.score", "gossip.outbox",
      "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect"},
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
-    {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus"},
+    {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
     {"net", "chain.substrate", "devchain"},
     {"node", "mock", "client"},
     {"testing", "cli"},
