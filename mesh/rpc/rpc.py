@@ -64,6 +64,7 @@ from mesh.trace import CURRENT, Trace, child
 log = logging.getLogger(__name__)
 
 _CLOSE_S: Final = 1.0
+_FAREWELL_S: Final = 0.5
 _CLOSING: Final = 16  # channels told to end, whose streams are still counted by the network
 _MUST_PASS: Final = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
 _KEY_BYTES: Final = 16
@@ -392,8 +393,14 @@ class Rpc:
                     await self._authorizer.recheck(peer, PeerClass.MEMBER)
                 except NotAuthorized as error:
                     log.info("the data connections with %s end: %s", peer.short, error)
-                    assert self._data is not None
-                    await self._data.close_peer(peer)
+                    if self._nursery is not None:
+                        self._nursery.start_soon(self._part_from, peer)
+
+    async def _part_from(self, peer: PeerID) -> None:
+        """Close a peer's data connections once it was told why its calls end."""
+        await trio.sleep(_FAREWELL_S)
+        assert self._data is not None
+        await self._data.close_peer(peer)
 
     async def _recheck(self, peer: PeerID, least: PeerClass) -> None:
         if peer != self.net.local.peer_id:
