@@ -127,6 +127,23 @@ class _Bound:
             del self.by_peer[peer]
 
 
+class _Requests:
+    """A stream of requests as a method sees it: an async iterator."""
+
+    def __init__(self, call: InboundCall, unpack: Callable[[bytearray], Any]) -> None:
+        self._inbox = call.open_inbox()
+        self._unpack = unpack
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        body = await self._inbox.next()
+        if body is None:
+            raise StopAsyncIteration
+        return self._unpack(body)
+
+
 class _Admitted:
     """A call from a peer that found its method with room for it (mesh.rpc.channel.Admission)."""
 
@@ -155,7 +172,7 @@ class _Admitted:
             self._failed = False
             return ()
         if spec.shape & f.Shape.REQUESTS:
-            buffers = self._pack(await self._bound.run(self._requests(call), ctx))
+            buffers = self._pack(await self._bound.run(_Requests(call, self._unpack), ctx))
         elif request.key:
             body = await call.receive()
             buffers = (await self._keyed(body, request, ctx),)
@@ -173,15 +190,10 @@ class _Admitted:
 
     async def _stream(self, call: InboundCall, ctx: RpcContext) -> None:
         is_stream = bool(self._bound.spec.shape & f.Shape.REQUESTS)
-        request = self._requests(call) if is_stream else self._unpack(await call.receive())
+        request = _Requests(call, self._unpack) if is_stream else self._unpack(await call.receive())
         async with aclosing(self._bound.run(request, ctx)) as answers:
             async for answer in answers:
                 await call.send(self._pack(answer))
-
-    async def _requests(self, call: InboundCall) -> AsyncIterator[Any]:
-        inbox = call.open_inbox()
-        while (body := await inbox.next()) is not None:
-            yield self._unpack(body)
 
     def _unpack(self, body: bytearray) -> Any:
         try:
@@ -242,13 +254,19 @@ class _Exchange:
         await self.end()
         return _unpack(self._spec, await self._call.result())
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        # No generator: one that is left half-way would be closed by the garbage collector.
         inbox = self._call.inbox
         if inbox is None:
             raise LocalProtocolError(f"{self._spec} has one answer: await result()")
-        while (body := await inbox.next()) is not None:
-            yield _unpack(self._spec, body)
-        await self._call.result()
+        body = await inbox.next()
+        if body is None:
+            await self._call.result()
+            raise StopAsyncIteration
+        return _unpack(self._spec, body)
 
 
 def _pack(spec: MethodSpec, request: Any) -> Buffers:
