@@ -83,7 +83,7 @@ def hivemind_python(env_dir: Path) -> str:
     """The interpreter of hivemind's environment, which is made unless it is complete. Raises Unmeasured."""
     where = env_dir / "hivemind"
     python, marker, pins = where / "bin" / "python", where / ".complete", HIVEMIND_PINS.read_text()
-    if marker.exists() and marker.read_text() == pins:
+    if python.exists() and marker.exists() and marker.read_text() == pins:
         return str(python)
     progress(f"making hivemind's environment in {where} (some minutes) ...")
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", "-r", str(HIVEMIND_PINS)]
@@ -323,10 +323,10 @@ def cell(row: dict[str, Any], figure: str) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    about = report["machine"]
+    about, loads = report["machine"], report["load"]
     lines = [
         f"{report['date']}, {about['cpu']}, {about['cores']} cores, {about['system']}, Python {report['python']}; "
-        f"load {min(report['load']):.1f} to {max(report['load']):.1f}, what is measured included; {report['rounds']} rounds",
+        f"load {min(loads):.1f} to {max(loads):.1f}, what is measured included; {report['rounds']} rounds",
         "; ".join(f"{name}: {what}" for name, what in report["versions"].items()),
         "",
         "| operation | peer | p50 ms | p99 ms | CPU-ms | CPU-ms/MB | MB/s | calls/s | |",
