@@ -250,7 +250,7 @@ def run_rounds(peers: list[Peer], rounds: int, ops: list[str], *, divisor: int) 
         for name in ops:
             op = OPS[name]
             calls = max(1, op.calls // op.workers // divisor) * op.workers
-            turn = number % len(peers)
+            turn = number % max(1, len(peers))
             for peer in peers[turn:] + peers[:turn]:
                 for variant in peer.variants if op.kind is Kind.STREAM else [""]:
                     if peer.gone:
@@ -374,7 +374,7 @@ def main() -> None:
             except Unmeasured as error:
                 absent[name] = str(error)
                 progress(f"{name}: {error}")
-        loads = run_rounds(peers, rounds, ops, divisor=QUICK if arguments.quick else 1) if peers else [0.0]
+        loads = run_rounds(peers, rounds, ops, divisor=QUICK if arguments.quick else 1)
     live = {peer.name: peer for peer in peers}
     rows = [row(live[n], op) if n in live else empty_row(n, op, absent[n]) for n in names for op in ops]
     report = {
