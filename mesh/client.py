@@ -61,11 +61,17 @@ async def connect(
     net = Libp2pNetwork(identity or PeerKey.generate(), Libp2pConfig(listen=()))
     data = DataPlane(net, hosts=())
     rpc = Rpc(net, authorizer or Everyone(), config=config, rng=random.Random(os.urandom(16)), data=data)
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(net.run)
         await nursery.start(data.run)
         await nursery.start(rpc.run)
         for info in infos:
             net.learn(info)
-        yield Client(rpc, tuple(info.peer_id for info in infos))
+        try:
+            yield Client(rpc, tuple(info.peer_id for info in infos))
+        except Exception as error:  # noqa: BLE001 - raised below, as the nursery would wrap it
+            failure = error
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from mesh.cli.common import run_until_signalled
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, RemoteProtocolError
 from mesh.identity import PeerKey, load_peer_key
+from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.peer import PeerInfo
@@ -46,11 +47,11 @@ def list_services(peer: str, /, *, identity_path: Identity = None, json: bool = 
         print(found[0].model_dump_json())
         return
     for service in found[0].services:
-        print(service.protocol)
+        print(_plain(service.protocol))
         for method in service.methods:
-            print(f"  {method.name:<14} {_signature(method)}")
+            print(f"  {_plain(method.name):<14} {_plain(_signature(method))}")
             who = _WHO.get(method.least, method.least)
-            print(f"  {'':<14} for {who}, {method.timeout_s:g} s. {method.summary}".rstrip())
+            print(f"  {'':<14} for {who}, {method.timeout_s:g} s. {_plain(method.summary)}".rstrip())
 
 
 def call(
@@ -97,14 +98,26 @@ def call(
                     await exchange.end()
                 if shape & Shape.ANSWERS:
                     async for answer in exchange:
-                        print(answer, flush=True)
+                        print(_json(answer), flush=True)
                 else:
-                    print(await exchange.result())
+                    print(_json(await exchange.result()))
         is_over.append(True)
 
     run_until_signalled(main)
     if not is_over:
         sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    """A stranger's words, which must not steer the terminal."""
+    return printable(text, 2000)
+
+
+def _json(answer: str) -> str:
+    try:
+        return jsonlib.dumps(jsonlib.loads(answer), separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"the answer is not JSON: {error}") from error
 
 
 def _peer(text: str) -> PeerInfo:
@@ -133,11 +146,13 @@ def _find(served: ServiceList, protocol: str, name: str) -> MethodInfo:
     service = next((s for s in served.services if s.protocol == protocol), None)
     if service is None:
         raise ConfigError(
-            f"the node does not serve {protocol}; it serves {', '.join(s.protocol for s in served.services)}"
+            f"the node does not serve {protocol}; it serves {_plain(', '.join(s.protocol for s in served.services))}"
         )
     found = next((m for m in service.methods if m.name == name.removeprefix("rpc_")), None)
     if found is None:
-        raise ConfigError(f"{protocol} has no method {name}; it has {', '.join(m.name for m in service.methods)}")
+        raise ConfigError(
+            f"{protocol} has no method {name}; it has {_plain(', '.join(m.name for m in service.methods))}"
+        )
     return found
 
 

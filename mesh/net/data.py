@@ -110,6 +110,8 @@ class _Waiting:
         self.agreement = agreement
         self.stream: TlsStream | None = None
         self.arrived = trio.Event()
+        self.is_over = False
+        """Nobody waits any more."""
 
 
 class _Told(MeshError):
@@ -295,8 +297,10 @@ class DataPlane:
                     del self._offers[peer]
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_asked, scope, stream, data)
+                    await nursery.start(self._keep_asked, scope, stream, data)
                     assert self._handler is not None
+                    assert self._authorize is not None
+                    await self._authorize(peer)  # again, as it may have lost its right before the connection was live
                     await self._handler(data)
                     nursery.cancel_scope.cancel()
         finally:
@@ -304,8 +308,15 @@ class DataPlane:
                 with trio.move_on_after(1.0, shield=True):
                     await data.reset()
 
-    async def _keep_asked(self, scope: trio.CancelScope, stream: Stream, data: TlsStream) -> None:
-        await self._keep(scope, stream, data, asked=True)
+    async def _keep_asked(
+        self,
+        scope: trio.CancelScope,
+        stream: Stream,
+        data: TlsStream,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        await self._keep(scope, stream, data, asked=True, task_status=task_status)
         scope.cancel()
 
     async def _answer(self, stream: Stream, peer: PeerID) -> TlsStream:
@@ -350,9 +361,18 @@ class DataPlane:
             raise DialFailed("this node listens for no data connections")
         return self._port
 
-    async def _keep(self, scope: trio.CancelScope, stream: Stream, data: TlsStream, *, asked: bool) -> None:
+    async def _keep(
+        self,
+        scope: trio.CancelScope,
+        stream: Stream,
+        data: TlsStream,
+        *,
+        asked: bool,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Until the data connection is closed here, or the stream of the offers ends."""
         self._live[scope] = (data.remote, asked)
+        task_status.started()
         try:
             async with trio.open_nursery() as nursery:
 
@@ -362,7 +382,7 @@ class DataPlane:
 
                 nursery.start_soon(until_closed)
                 try:
-                    # Nothing more comes on it: its end is what is waited for, and any byte is a violation.
+                    # Nothing more comes on it: its end is what is waited for, and a byte ends it too.
                     await stream.receive_some(1)
                 except StreamBroken:
                     pass
@@ -377,6 +397,8 @@ class DataPlane:
             context = server_context(identity, theirs.certificate)
         except (ssl.SSLError, ValueError) as error:
             raise RemoteProtocolError(f"{peer.short} offers no certificate: {error}") from error
+        except OSError as error:  # no descriptor for the key, say
+            raise DialFailed(f"no certificate can be loaded: {error.strerror}") from error
         return _Expected(self._waiting, _Waiting(peer, context, theirs.certificate, agreement))
 
     def _select(self, sock: ssl.SSLSocket, name: str | None) -> int | None:
@@ -425,6 +447,8 @@ class DataPlane:
                 if not hmac.compare_digest(await _exactly(stream, 32), waiting.agreement.hello):
                     raise RemoteProtocolError("a hello of another connection")
                 await stream.send_all(waiting.agreement.ack)
+                if waiting.is_over:
+                    raise StreamBroken("nobody waits for it any more")
                 waiting.stream = stream
                 waiting.arrived.set()
         except (OSError, ValueError, MeshError) as error:
@@ -468,6 +492,7 @@ class _Expected:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._table.pop(self._waiting.agreement.name, None)
         stream = self._waiting.stream
+        self._waiting.is_over = True
         if error is not None and stream is not None:
             stream._close()
 

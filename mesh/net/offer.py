@@ -44,7 +44,8 @@ def encode(value: Offer | Refusal) -> bytes:
     if isinstance(value, Offer):
         body = msgpack.packb((1, value.certificate, value.nonce, value.port))
     else:
-        body = msgpack.packb((0, value.reason[:64], value.text[:_MAX_TEXT]))
+        text = "".join(c if c.isprintable() else " " for c in value.text[:_MAX_TEXT])
+        body = msgpack.packb((0, value.reason[:64], text))
     return len(body).to_bytes(2, "big") + bytes(body)
 
 

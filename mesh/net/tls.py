@@ -159,6 +159,7 @@ class TlsStream:
         self._sock = sock
         self._remote = remote
         self._is_closed = False
+        self._is_closing = False
         self._is_ended = False
         self._sending = False
         self._receiving = False
@@ -199,6 +200,7 @@ class TlsStream:
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             have, most = 0, min(len(view), _SLICE_BYTES)
+            has_waited = False
             while have < most and not self._is_ended:
                 self._check()
                 try:
@@ -209,7 +211,12 @@ class TlsStream:
                     if have:
                         break
                     await trio.lowlevel.wait_readable(self._sock)
-            else:
+                    has_waited = True
+                except OSError:
+                    if not have:
+                        raise
+                    break  # what came before the failure counts; the next call fails
+            if not has_waited:
                 # A sender that is always ahead must not keep the other tasks waiting.
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return have
@@ -233,6 +240,7 @@ class TlsStream:
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             return
+        self._is_closing = True  # from here on the socket is plain TCP, and nobody may read it but us
         try:
             with trio.move_on_after(_CLOSE_S):
                 try:
@@ -262,7 +270,7 @@ class TlsStream:
             self.closed.set()
 
     def _check(self) -> None:
-        if self._is_closed:
+        if self._is_closed or self._is_closing:
             raise StreamBroken(f"data connection to {self._remote.short} was closed on this side")
 
     def _broken(self, error: Exception) -> StreamBroken:

@@ -219,6 +219,10 @@ class JsonAdapter:
             raise RemoteProtocolError(f"the body is no text: {error}") from error
 
 
+MAX_JSON_BYTES: Final = 256 * 1024
+"""Of a JSON request: small text can unfold into large objects, and people type less."""
+
+
 class _JsonModel:
     """A model as JSON text; bytes are base64 in what we write and text in what we read."""
 
@@ -232,8 +236,10 @@ class _JsonModel:
         return (to_json(value, bytes_mode="base64"),)
 
     def unpack(self, body: bytes | bytearray | memoryview, *, max_bytes: int) -> Any:
+        if len(body) > MAX_JSON_BYTES:
+            raise RemoteProtocolError(f"{len(body)} bytes of JSON, allowed are {MAX_JSON_BYTES}")
         try:
-            return self.type.model_validate_json(bytes(body))
+            return self.type.model_validate_json(bytes(body), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))

@@ -30,6 +30,11 @@ _UNWATCHED_BYTES: Final = 4096
 """An answer this small is not waited for: its handler's task ends once it is queued."""
 
 
+_TAKEN_AT_ONCE: Final = 32
+_FRAMES_AT_ONCE: Final = 256
+"""How many messages are read, or frames worked on, between two looks at other tasks."""
+
+
 class _Assembly:
     """A message as its bytes come."""
 
@@ -71,7 +76,9 @@ class Inbox:
         "_cost",
         "_first",
         "_is_open",
+        "_is_reading",
         "_reserve",
+        "_taken",
         "_writer",
         "call_id",
         "error",
@@ -105,6 +112,8 @@ class Inbox:
         self._cost = 0  # of the message that is coming: reserved beyond the window
         self._first = first
         self._is_open = is_open
+        self._is_reading = False
+        self._taken = 0
         self._changed: trio.Event | None = None
 
     def begin(self, frame: f.Message) -> None:
@@ -118,8 +127,7 @@ class Inbox:
         if frame.size > self.limit:
             # Not a violation: the other side may be of another version, with another limit.
             raise RemoteFailure(TOO_LARGE, f"a message of {frame.size} bytes, {self.limit} may be")
-        allocate = frame.size if self._is_open else self._first
-        self._assembly = _Assembly(frame.size, allocate=allocate)
+        self._assembly = _Assembly(frame.size, allocate=max(len(frame.body), min(frame.size, self._first)))
         self._assembly.add(frame.body)
         if self._is_open:
             self._take_all_of_it()
@@ -133,7 +141,6 @@ class Inbox:
             self._reserve(grant)
             self._writer.control(f.Credit(self.call_id, grant))
         if self._assembly is not None:
-            self._assembly.expand()
             self._take_all_of_it()
 
     def _take_all_of_it(self) -> None:
@@ -144,6 +151,7 @@ class Inbox:
             self._reserve(need)
             self._cost = need
             self._writer.control(f.Credit(self.call_id, need))
+        self._assembly.expand()
 
     def data(self, data: bytes | memoryview) -> None:
         """More of the message that has begun. Raises RemoteProtocolError."""
@@ -177,7 +185,12 @@ class Inbox:
             self._changed.set()
 
     async def next(self) -> bytearray | None:
-        """The next message; None at the end. Raises the stream's error. One reader at a time."""
+        """The next message; None at the end. Raises the stream's error, trio.BusyResourceError for a second reader."""
+        if self._is_reading:
+            raise trio.BusyResourceError("another task reads this stream")
+        self._taken += 1
+        if self._taken % _TAKEN_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()  # a sender that is always ahead must not hold up the other tasks
         while not self.queue or self.error is not None:
             if self.error is not None:
                 raise self.error
@@ -185,7 +198,11 @@ class Inbox:
                 await trio.lowlevel.checkpoint()
                 return None
             self._changed = trio.Event()
-            await self._changed.wait()
+            self._is_reading = True
+            try:
+                await self._changed.wait()
+            finally:
+                self._is_reading = False
         body, cost, reserved = self.queue.popleft()
         grant = self.intake.took(cost)
         if reserved:
@@ -209,7 +226,7 @@ class NotSent(StreamBroken):
 class OutboundCall:
     """One call of ours in flight."""
 
-    __slots__ = ("_limit", "answer", "channel", "done", "error", "granted", "inbox", "sender")
+    __slots__ = ("_limit", "answer", "channel", "done", "error", "granted", "inbox", "is_heard", "sender")
 
     def __init__(self, channel: CallingChannel, sender: Sender, limit: int, inbox: Inbox | None) -> None:
         self.channel = channel
@@ -221,6 +238,8 @@ class OutboundCall:
         self.granted = sender.credit.left
         """Bytes of the one answer that may come in all."""
         self.done = trio.Event()
+        self.is_heard = False
+        """Whether anything came for it."""
         self._limit = limit
 
     async def send(self, buffers: Buffers) -> None:
@@ -362,6 +381,8 @@ class CallingChannel:
             on_violation(violation)
         except MeshError as failure:
             error = failure
+        except Exception:  # a fault of ours: it costs this channel, never the node
+            log.exception("the channel to %s failed", self.peer.short)
         finally:
             self._fail(error)
             if stream is not None:
@@ -414,7 +435,7 @@ class CallingChannel:
         sender = call.sender
         if self._calls.pop(sender.call_id, None) is None:
             return
-        sender.drop()
+        self._conclude(call, StreamBroken("the call was ended on this side"))
         if sender.started and self._writer is not None and self.closed is None:
             self._writer.control(f.Cancel(sender.call_id))
             self.stale.expect(call.may_still_come)
@@ -435,7 +456,9 @@ class CallingChannel:
             frames = await reader.next()
             if frames is None:
                 raise StreamBroken(f"{self.peer.short} closed the channel")
-            for frame in frames:
+            for number, frame in enumerate(frames, 1):
+                if number % _FRAMES_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
                 match frame:
                     case f.Reply() | f.Data() | f.Message():
                         reader.took(len(frame.body))
@@ -463,6 +486,7 @@ class CallingChannel:
                 raise RemoteProtocolError(f"an answer to call {frame.call_id}, which was never made")
             self.stale.take(len(frame.body) + (f.MESSAGE_COST if type(frame) is f.Message else 0))
             return
+        call.is_heard = True
         if type(frame) is f.Data:
             is_over = call.on_data(frame.body)
         elif type(frame) is f.Reply:
@@ -675,7 +699,9 @@ class AnsweringChannel:
             if frames is None:
                 return  # nobody waits for answers any more
             self.last_used = trio.current_time()
-            for frame in frames:
+            for number, frame in enumerate(frames, 1):
+                if number % _FRAMES_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
                 match frame:
                     case f.Call():
                         reader.took(len(frame.body))
@@ -782,7 +808,7 @@ class AnsweringChannel:
                         await call.sender.drain()
             except BaseException as error:  # noqa: BLE001 - a handler's failure is an answer, never ours
                 status = self._service.status_of_exception(error, where)
-            if call.refused is not None:
+            if call.refused is not None and status is not OK:
                 status = self._service.status_of_exception(call.refused, where)
             if status.code:
                 self._metrics.count_error(self._metrics.errors_in, status.code)

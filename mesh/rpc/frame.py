@@ -304,7 +304,7 @@ def decode_header(header: bytes | memoryview, body_size: int, body: bytes | memo
             return End(_call_id(call_id))
         case (Kind.CANCEL, call_id) if not body_size:
             return Cancel(_call_id(call_id))
-    raise RemoteProtocolError(f"not a frame header: {str(fields)[:80]!r}")
+    raise RemoteProtocolError(f"not a frame header: {_shown(fields)}")
 
 
 def pieces(buffers: Sequence[bytes | bytearray | memoryview], start: int, end: int) -> list[memoryview]:
@@ -327,10 +327,15 @@ def printable(text: str, max_bytes: int) -> str:
     return clean.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
 
 
+def _shown(value: object) -> str:
+    # A container is not printed: a header may nest deeper than repr can go.
+    return repr(value)[:40] if isinstance(value, int | float | str | bytes) else f"a {type(value).__name__}"
+
+
 def _int(value: object, low: int, high: int) -> int:
     # bool is an int to isinstance, not to the wire.
     if type(value) is not int or not low <= value <= high:
-        raise RemoteProtocolError(f"a frame field is {str(value)[:40]!r}, not a number from {low} to {high}")
+        raise RemoteProtocolError(f"a frame field is {_shown(value)}, not a number from {low} to {high}")
     return value
 
 
@@ -340,11 +345,11 @@ def _call_id(value: object) -> int:
 
 def _text(value: object, limit: int, *, least: int = 0) -> str:
     if type(value) is not str or not least <= len(value) <= limit:
-        raise RemoteProtocolError(f"a frame field is {str(value)[:40]!r}, not text of {least} to {limit} characters")
+        raise RemoteProtocolError(f"a frame field is {_shown(value)}, not text of {least} to {limit} characters")
     return value
 
 
 def _binary(value: object, least: int, most: int) -> bytes:
     if type(value) is not bytes or (value and not least <= len(value) <= most):
-        raise RemoteProtocolError(f"a frame field is {str(value)[:40]!r}, not {least} to {most} bytes")
+        raise RemoteProtocolError(f"a frame field is {_shown(value)}, not {least} to {most} bytes")
     return value

@@ -18,7 +18,8 @@ from mesh.rpc import frame as f
 from mesh.rpc.config import RpcConfig, RpcMetrics
 from mesh.rpc.flow import LinkLimits, SendCredit
 
-_READ_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 64 * 1024
+"""At once: as many frames as fit are decoded before other tasks run again."""
 _BATCH_BYTES: Final = 64 * 1024
 Buffers = Sequence[bytes | bytearray | memoryview]
 
@@ -133,7 +134,9 @@ class LinkWriter:
         """A call has nothing to send any more."""
         if sender.is_queued:
             sender.is_queued = False
-            (self._heads if sender in self._heads else self._bodies).remove(sender)
+            for queue in (self._heads, self._bodies):
+                if sender in queue:
+                    queue.remove(sender)
 
     def _check_queue(self) -> None:
         if len(self._control) + len(self._heads) > self._config.max_queued_frames:
@@ -287,7 +290,8 @@ class LinkReader:
                 with trio.CancelScope(deadline=self._partial_since + self._config.frame_timeout_s) as scope:
                     data = await self._receive()
                 if scope.cancelled_caught:
-                    raise RemoteProtocolError(f"a frame was not complete within {self._config.frame_timeout_s} s")
+                    # A network that stalls looks the same as a peer that dribbles: no violation.
+                    raise StreamBroken(f"a frame was not complete within {self._config.frame_timeout_s} s")
             if not data:
                 if self._decoder.is_partial:
                     raise StreamBroken("the stream ended within a frame")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 
@@ -75,6 +76,7 @@ class ReflectionServicer(Servicer):
         return ServiceList(services=tuple(services))
 
 
+@functools.lru_cache(maxsize=1024)  # anyone may ask, and schemas are dear
 def _info(spec: MethodSpec) -> MethodInfo:
     return MethodInfo(
         name=spec.name,

@@ -1,4 +1,4 @@
-"""Replies kept for repeated calls: an idempotency key makes a call run once, however often it is sent.
+"""Replies kept for repeated calls: an idempotency key makes a call complete once, however often it is sent.
 
 A key is its caller's own: two peers with one key are two calls. Bounded per caller and in all, in replies, bytes and
 age; a reply that was dropped means that a very late repetition runs again.
@@ -25,6 +25,11 @@ class _Entry:
     reply: bytes | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
+    async def outcome(self) -> bytes | None:
+        """The reply once it is made, although it may be too large to be kept; None when the run failed."""
+        await self.done.wait()
+        return self.reply
+
 
 Key = tuple[str, str, bytes]
 """Protocol, method, idempotency key."""
@@ -50,21 +55,20 @@ class ReplyCache:
                 break
             if entry.digest != digest:
                 raise RemoteFailure("bad-request", "this idempotency key was used for another request")
-            if entry.reply is not None:
-                return entry.reply
-            await entry.done.wait()
+            kept = entry.reply if entry.reply is not None else await entry.outcome()
+            if kept is not None:
+                return kept
         entry = _Entry(digest, trio.current_time())
         self._peers.setdefault(peer, OrderedDict())[key] = entry
         self._peers.move_to_end(peer)
         self.replies += 1
         try:
-            reply = await run()
+            reply = entry.reply = await run()
         except BaseException:
             self._drop(peer, key, entry)
             raise
         finally:
             entry.done.set()
-        entry.reply = reply
         own = self._peers.get(peer)
         if own is not None and own.get(key) is entry:
             self.bytes += len(reply)

@@ -28,6 +28,7 @@ from mesh.errors import (
     RemoteFailure,
     RemoteProtocolError,
     RequestTimeout,
+    RpcError,
     StreamBroken,
 )
 from mesh.net.base import Handler, Lifetime, Network, Stream
@@ -68,8 +69,13 @@ _FAREWELL_S: Final = 0.5
 _CLOSING: Final = 16  # channels told to end, whose streams are still counted by the network
 _MUST_PASS: Final = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
 _KEY_BYTES: Final = 16
+_MAX_WHERE_BYTES: Final = 200
 _MAX_DATA_DOUBLINGS: Final = 4
 _DATA: Final = "a data connection"
+
+
+class _NoPlace(DialFailed):
+    """We have no channel to spare: no fault of the peer's."""
 
 
 class DataConnections(Protocol):
@@ -102,6 +108,7 @@ class _Bound:
         self.spec = spec
         self.run = run
         self.metrics = metrics
+        self.running = 0
         self.by_peer: dict[PeerID, int] = {}
 
     def enter(self, peer: PeerID, body_size: int) -> None:
@@ -109,18 +116,20 @@ class _Bound:
         limits = self.spec.limits
         if body_size > limits.max_request_bytes:
             raise RemoteFailure(TOO_LARGE, f"{self.spec} takes {limits.max_request_bytes} bytes, not {body_size}")
-        if self.metrics.running >= limits.max_concurrent:
-            raise RemoteFailure(BUSY, f"{self.spec} is running {self.metrics.running} times already", retryable=True)
+        if self.running >= limits.max_concurrent:
+            raise RemoteFailure(BUSY, f"{self.spec} is running {self.running} times already", retryable=True)
         own = self.by_peer.get(peer, 0)
         if own >= limits.max_concurrent_per_peer:
             raise RemoteFailure(BUSY, f"{self.spec} is running {own} times for you already", retryable=True)
         self.by_peer[peer] = own + 1
-        self.metrics.running += 1
+        self.running += 1
         self.metrics.calls += 1
+        self.metrics.running = self.running
 
     def leave(self, peer: PeerID) -> None:
         """Give the place back."""
-        self.metrics.running -= 1
+        self.running -= 1
+        self.metrics.running = self.running
         if self.by_peer[peer] > 1:
             self.by_peer[peer] -= 1
         else:
@@ -349,7 +358,7 @@ class Rpc:
             lifetime=Lifetime.CHANNEL,
         )
         if data is not None:
-            data.serve(self._accept_data, lambda peer: self._class_of(peer, _DATA, PeerClass.MEMBER))
+            data.serve(self._accept_data, lambda peer: authorizer.authorize(peer, _DATA, PeerClass.MEMBER))
 
     # --- serving ---
 
@@ -427,7 +436,11 @@ class Rpc:
     async def _class_of(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
         if peer == self.net.local.peer_id:
             return PeerClass.MEMBER
-        return await self._authorizer.authorize(peer, method, least)
+        found = await self._authorizer.authorize(peer, method, least)
+        # After authorization: what strangers are refused must not use up what members may call.
+        if not self._rate.take(trio.current_time()):
+            raise RemoteFailure(BUSY, "this node gets too many calls a second", retryable=True)
+        return found
 
     async def _accept(self, stream: Stream) -> None:
         """Serve a channel that a peer opened (a handler of the network: it runs in the network's task)."""
@@ -491,6 +504,9 @@ class Rpc:
 
     def admit(self, remote: PeerID, request: f.Call) -> _Admitted:
         """For channels: see mesh.rpc.channel.Service."""
+        is_ours = remote == self.net.local.peer_id
+        if not is_ours and not self._rates.take(remote, trio.current_time()):
+            raise RemoteFailure(BUSY, "you make too many calls a second", retryable=True)
         bound = self._bound.get((request.protocol, request.method))
         if bound is None:
             raise RemoteFailure(UNKNOWN_METHOD, f"{request.protocol} {request.method} is not served here")
@@ -499,11 +515,8 @@ class Rpc:
             raise RemoteFailure(BAD_REQUEST, f"{spec} {_in_words(spec.shape)}")
         if request.key and spec.limits.repeat is not Repeat.KEYED:
             raise RemoteFailure(BAD_REQUEST, f"{spec} keeps no replies for idempotency keys")
-        if self.is_ending:
+        if self.is_ending and not is_ours:
             raise RemoteFailure(BUSY, "this node is stopping", retryable=True)
-        now = trio.current_time()
-        if remote != self.net.local.peer_id and not (self._rate.take(now) and self._rates.take(remote, now)):
-            raise RemoteFailure(BUSY, "too many calls a second", retryable=True)
         admitted = _Admitted(self, bound, remote, request)
         bound.enter(remote, request.size)
         self._entered()
@@ -522,6 +535,7 @@ class Rpc:
 
     def status_of_exception(self, error: BaseException, where: str) -> Status:
         """For channels: see mesh.rpc.channel.Service. What is not a MeshError is logged and told as `internal`."""
+        where = f.printable(where, _MAX_WHERE_BYTES)  # the caller's own words
         if isinstance(error, BaseExceptionGroup):
             stop, rest = error.split(_MUST_PASS)
             if stop is not None:
@@ -605,22 +619,23 @@ class Rpc:
         won: list[Any] = []
         failures: list[MeshError] = []
 
-        async def one(peer: PeerID, over: trio.Event) -> None:
+        failed = trio.Event()
+
+        async def one(peer: PeerID) -> None:
             try:
                 won.append(await self._unary(spec, peer, request, timeout_s))
                 nursery.cancel_scope.cancel()
             except MeshError as error:
                 failures.append(error)
-            finally:
-                over.set()
+                failed.set()
 
         async with trio.open_nursery() as nursery:
             for number, peer in enumerate(peers):
                 self.metrics.hedges += number > 0
-                over = trio.Event()
-                nursery.start_soon(one, peer, over)
+                failed = trio.Event()
+                nursery.start_soon(one, peer)
                 with trio.move_on_after(after_s):
-                    await over.wait()
+                    await failed.wait()
         if won:
             answer: ResponseT = won[0]
             return answer
@@ -644,6 +659,8 @@ class Rpc:
     ) -> AbstractAsyncContextManager[Exchange[str, str]]:
         """Call a method whose models are not at hand with JSON text; for streams of answers and for one. Its `shape` is
         known from reflection. Raises as `open` does."""
+        if not (0 < len(protocol) <= f.MAX_PROTOCOL_CHARS and 0 < len(name) <= f.MAX_METHOD_CHARS):
+            raise LocalProtocolError("a protocol has 1 to 96 characters and a method 1 to 64")
         limits = MethodLimits(timeout_s=timeout_s)
         spec = MethodSpec(protocol, name, JsonAdapter(), JsonAdapter(), shape | f.Shape.JSON, limits)
         return self._open_call(spec, peer, text, timeout_s)
@@ -672,7 +689,7 @@ class Rpc:
 
     def _failed(self, peer: PeerID, error: MeshError) -> None:
         self.metrics.count_error(self.metrics.errors_out, status_of(error).code)
-        if isinstance(error, NetworkError) and not isinstance(error, PeerSuspended):
+        if isinstance(error, NetworkError) and not isinstance(error, PeerSuspended | _NoPlace):
             self.standings.failed(peer, trio.current_time())
 
     def _head(self, spec: MethodSpec, key: bytes) -> f.Call:
@@ -709,7 +726,7 @@ class Rpc:
                     body = await call.result()
                     self.standings.answered(peer)
                     return body
-                except RemoteFailure:
+                except RpcError:
                     self.standings.answered(peer)  # it does answer
                     raise
                 finally:
@@ -756,11 +773,14 @@ class Rpc:
                 yield cast(Exchange[Any, Any], _Exchange(spec, call))
             if scope.cancelled_caught:
                 raise RequestTimeout(f"{peer.short} did not finish {spec} within {timeout_s:g} s")
-            self.standings.answered(peer)
         except MeshError as error:
-            self._failed(peer, error)
+            # What failed in the caller's block is no fault of the peer.
+            if call is None or error is call.error or (scope.cancelled_caught and not call.is_heard):
+                self._failed(peer, error)
             raise
         finally:
+            if call is not None and call.is_heard:
+                self.standings.answered(peer)
             if channel is not None:
                 if call is not None:
                     channel.forget(call)
@@ -778,6 +798,8 @@ class Rpc:
         channel: CallingChannel | None = None
         if self._data is not None and not no_data and peer != self.net.local.peer_id:
             channel = self._data_calling.get(peer)
+            if channel is not None:
+                self._data_calling.move_to_end(peer)
             if channel is None or channel.closed is not None or channel.scope.cancel_called:
                 main = self._calling.get(peer)
                 often = main is not None and main.calls_made >= self.config.data_after_calls
@@ -810,7 +832,7 @@ class Rpc:
             return channel
         self._calling.pop(peer, None)
         if not _make_room(self._calling, self.config.max_channels):
-            raise DialFailed(f"all {len(self._calling)} RPC channels are in use")
+            raise _NoPlace(f"all {len(self._calling)} RPC channels are in use")
         opened = self._open_loop if peer == self.net.local.peer_id else self._open_main
         return self._start(self._calling, peer, LIBP2P_LINK, self.config.idle_s, opened)
 

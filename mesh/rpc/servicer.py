@@ -76,7 +76,8 @@ class Repeat(enum.Enum):
     SAFE = "safe"
     """Running it twice does no harm."""
     KEYED = "keyed"
-    """Each call carries an idempotency key, under which the answerer keeps its reply: it runs once."""
+    """Each call carries an idempotency key, under which the answerer keeps its reply: it completes once. A run whose
+    connection breaks is cancelled, and the repetition runs anew: a method must undo or finish what it began."""
 
 
 @dataclass(frozen=True, slots=True)

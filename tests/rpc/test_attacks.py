@@ -159,7 +159,7 @@ async def test_a_frame_that_never_ends_is_cut(pause_s: float, autojump_clock: Mo
                 with trio.move_on_after(pause_s):
                     await stream.receive_some()
         assert trio.current_time() - start == pytest.approx(CONFIG.frame_timeout_s, abs=1.1)
-        assert it.violations() == 1
+        assert it.violations() == 0  # a network that stalls looks the same
 
 
 async def test_a_silent_channel_is_closed_when_its_time_is_over(autojump_clock: MockClock) -> None:
