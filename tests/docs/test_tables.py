@@ -66,7 +66,9 @@ def said_of(model: type[BaseModel]) -> dict[str, str]:
     for node, after in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
             text = ast.literal_eval(after.value)
-            found[node.target.id] = " ".join(text.split()).removesuffix(".")
+            text = " ".join(text.split()).removesuffix(".")
+            found[node.target.id] = text[0].lower() + text[1:]
+    assert all(found[name] for name, field in model.model_fields.items() if not isinstance(field.default, BaseModel))
     return found
 
 
