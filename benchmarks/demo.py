@@ -84,6 +84,11 @@ def main() -> None:
             f"{kind:<16} {len(usages):>5} {statistics.median(cpu):>13.1f} {max(cpu):>11.1f} "
             f"{statistics.median(rss):>11.0f} {max(rss):>9.0f}"
         )
+    network, compute = (sum(u.cpu_s for u in by_kind[kind]) for kind in ("node", "compute worker"))
+    print(
+        f"network share: {network / (network + compute):.0%} of the nodes' CPU is spent in the processes that hold "
+        "network, DHT, consensus and chain client (their start included), the rest in compute workers"
+    )
 
 
 if __name__ == "__main__":

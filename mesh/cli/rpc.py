@@ -84,10 +84,13 @@ def call(
         async with connect([_peer(peer)], identity=_identity(identity_path)) as client:
             target = client.peers[0]
             served = await client.rpc.stub(ReflectionServicer, target).rpc_list(ListRequest())
-            shape = Shape(_find(served, protocol, method).shape)
+            found = _find(served, protocol, method)
+            shape = Shape(found.shape)
             texts = _requests(request, is_stream=bool(shape & Shape.REQUESTS))
             first = None if shape & Shape.REQUESTS else texts[0]
-            async with client.rpc.open_json(target, protocol, method, first, shape, timeout_s=timeout_s) as exchange:
+            async with client.rpc.open_json(
+                target, protocol, found.name, first, shape, timeout_s=timeout_s
+            ) as exchange:
                 if shape & Shape.REQUESTS:
                     for text in texts:
                         await exchange.send(text)

@@ -14,14 +14,14 @@ from typing import Final, Protocol
 
 import trio
 
-from mesh.errors import MeshError, NotAuthorized, RemoteProtocolError, StreamBroken
+from mesh.errors import MeshError, NotAuthorized, RemoteFailure, RemoteProtocolError, StreamBroken
 from mesh.net.base import Stream
 from mesh.peer import PeerID
 from mesh.rpc import frame as f
 from mesh.rpc.config import RpcConfig, RpcMetrics
 from mesh.rpc.flow import Intake, LinkLimits, Stale
 from mesh.rpc.link import Buffers, LinkReader, LinkWriter, Sender, until_first, watch
-from mesh.rpc.status import BUSY, OK, TIMEOUT, Status, error_of
+from mesh.rpc.status import BUSY, OK, TIMEOUT, TOO_LARGE, Status, error_of
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class Inbox:
         "_assembly",
         "_changed",
         "_cost",
+        "_first",
+        "_is_open",
         "_reserve",
         "_writer",
         "call_id",
@@ -80,10 +82,17 @@ class Inbox:
     )
 
     def __init__(
-        self, writer: LinkWriter, call_id: int, limit: int, *, first: int, reserve: Callable[[int], None]
+        self,
+        writer: LinkWriter,
+        call_id: int,
+        limit: int,
+        *,
+        first: int,
+        reserve: Callable[[int], None],
+        is_open: bool,
     ) -> None:
-        """`limit` bounds each message; `reserve` takes memory for what one message needs beyond the window (and takes
-        it back for a negative amount); it may raise RemoteFailure."""
+        """`limit` bounds each message; `first` is what may come unasked. `reserve` takes memory for what comes beyond
+        it (and takes it back for a negative amount); it may raise RemoteFailure. Nothing is granted until `open`."""
         self.call_id = call_id
         self.limit = limit
         self.intake = Intake(first, window=writer.limits.stream_window_bytes)
@@ -94,29 +103,55 @@ class Inbox:
         self._reserve = reserve
         self._assembly: _Assembly | None = None
         self._cost = 0  # of the message that is coming: reserved beyond the window
+        self._first = first
+        self._is_open = is_open
         self._changed: trio.Event | None = None
 
     def begin(self, frame: f.Message) -> None:
-        """A message begins. Raises RemoteProtocolError, and RemoteFailure when there is no memory for it."""
+        """A message begins. Raises RemoteProtocolError; RemoteFailure when it is too large or there is no memory for
+        it, after which only its bytes are counted."""
         if self._assembly is not None:
             raise RemoteProtocolError("a message within another")
-        if frame.size > self.limit:
-            raise RemoteProtocolError(f"a message of {frame.size} bytes in a stream of at most {self.limit}")
         self.intake.came(f.MESSAGE_COST + len(frame.body))
-        self._assembly = _Assembly(frame.size, allocate=frame.size)
-        need = self.intake.need(frame.size - len(frame.body))
+        if self.error is not None:
+            return
+        if frame.size > self.limit:
+            # Not a violation: the other side may be of another version, with another limit.
+            raise RemoteFailure(TOO_LARGE, f"a message of {frame.size} bytes, {self.limit} may be")
+        allocate = frame.size if self._is_open else self._first
+        self._assembly = _Assembly(frame.size, allocate=allocate)
+        self._assembly.add(frame.body)
+        if self._is_open:
+            self._take_all_of_it()
+        self._finish_if_whole()
+
+    def open(self) -> None:
+        """The other side may send: a window, and what a message that has begun lacks. Raises RemoteFailure."""
+        self._is_open = True
+        grant = self.intake.took(0)
+        if grant:
+            self._reserve(grant)
+            self._writer.control(f.Credit(self.call_id, grant))
+        if self._assembly is not None:
+            self._assembly.expand()
+            self._take_all_of_it()
+
+    def _take_all_of_it(self) -> None:
+        """Let the message come that has begun, although it may be larger than the window."""
+        assert self._assembly is not None
+        need = self.intake.need(self._assembly.size - self._assembly.have)
         if need:
             self._reserve(need)
             self._cost = need
             self._writer.control(f.Credit(self.call_id, need))
-        self._assembly.add(frame.body)
-        self._finish_if_whole()
 
     def data(self, data: bytes | memoryview) -> None:
         """More of the message that has begun. Raises RemoteProtocolError."""
-        if self._assembly is None:
+        if self._assembly is None and self.error is None:
             raise RemoteProtocolError("data outside of a message")
         self.intake.came(len(data))
+        if self._assembly is None:
+            return
         self._assembly.add(data)
         self._finish_if_whole()
 
@@ -133,6 +168,8 @@ class Inbox:
             raise RemoteProtocolError("the stream ended within a message")
         self.is_over = True
         self.error = error
+        if error is not None:
+            self._assembly = None
         self._wake()
 
     def _wake(self) -> None:
@@ -366,7 +403,7 @@ class CallingChannel:
         inbox = None
         if head.shape & f.Shape.ANSWERS:
             first = self.limits.stream_window_bytes
-            inbox = Inbox(self._writer, call_id, max_response_bytes, first=first, reserve=_no_reserve)
+            inbox = Inbox(self._writer, call_id, max_response_bytes, first=first, reserve=_no_reserve, is_open=True)
         call = self._calls[call_id] = OutboundCall(self, sender, max_response_bytes, inbox)
         head = head._replace(call_id=call_id, timeout_ms=timeout_ms)
         sender.add(head, buffers, _body_bytes(buffers))
@@ -433,8 +470,14 @@ class CallingChannel:
         else:
             if call.inbox is None:
                 raise RemoteProtocolError("a stream of answers to a call that asked for one")
-            call.inbox.begin(frame)  # type: ignore[arg-type]
             is_over = False
+            try:
+                call.inbox.begin(frame)  # type: ignore[arg-type]
+            except RemoteFailure as error:
+                call.error = RemoteProtocolError(f"{self.peer.short} sends {error.message}")
+                writer.control(f.Cancel(frame.call_id))
+                self.stale.expect(call.inbox.intake.outstanding)
+                is_over = True
         if is_over:
             self._finish(call)
 
@@ -510,6 +553,7 @@ class InboundCall:
                 admission.max_request_bytes,
                 first=first,
                 reserve=lambda amount: channel.reserve(self, amount),
+                is_open=False,
             )
             self.intake = self.inbox.intake
         else:
@@ -545,13 +589,9 @@ class InboundCall:
 
     def open_inbox(self) -> Inbox:
         """The stream of requests: from here on the caller may send a window of it. Raises RemoteFailure `busy`."""
-        inbox = self.inbox
-        assert inbox is not None
-        grant = inbox.intake.took(0)
-        if grant:
-            self._channel.reserve(self, grant)
-            self._channel.writer.control(f.Credit(self.request.call_id, grant))
-        return inbox
+        assert self.inbox is not None
+        self.inbox.open()
+        return self.inbox
 
     async def send(self, buffers: Buffers) -> None:
         """One answer of a stream; waits while too much of it is unsent."""
@@ -646,21 +686,27 @@ class AnsweringChannel:
                             call.sender.grant(amount)
                     case f.End(call_id):
                         call = self.calls.get(call_id)
-                        if call is not None and call.inbox is not None:
+                        if call is None:
+                            self._check_made(call_id)
+                        elif call.inbox is None:
+                            raise RemoteProtocolError(f"ends the stream of call {call_id}, which has none")
+                        elif call.inbox.error is None:
                             if call.inbox.is_over:
                                 raise RemoteProtocolError("a stream of requests ends twice")
                             call.inbox.end()
-                        elif call is not None or call_id > self._last_id:
-                            raise RemoteProtocolError(f"ends the stream of call {call_id}, which has none")
                     case f.Cancel(call_id):
                         call = self.calls.get(call_id)
                         if call is not None:
                             call.is_cancelled = True
                             call.scope.cancel()
-                        elif call_id > self._last_id:
-                            raise RemoteProtocolError(f"cancels call {call_id}, which was never made")
+                        else:
+                            self._check_made(call_id)
                     case f.Reply():
                         raise RemoteProtocolError("an answer on the peer's own channel")
+
+    def _check_made(self, call_id: int) -> None:
+        if call_id > self._last_id:
+            raise RemoteProtocolError(f"ends or cancels call {call_id}, which was never made")
 
     def _on_call(self, request: f.Call) -> None:
         if request.call_id <= self._last_id:
@@ -706,7 +752,7 @@ class AnsweringChannel:
             self._stale.take(len(frame.body) + cost)
         elif not cost:
             call.on_data(frame.body)
-        elif call.inbox is None or call.inbox.is_over:
+        elif call.inbox is None or (call.inbox.is_over and call.inbox.error is None):
             raise RemoteProtocolError("a message outside of a stream of requests")
         else:
             try:

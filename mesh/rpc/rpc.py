@@ -64,6 +64,7 @@ from mesh.trace import CURRENT, Trace, child
 log = logging.getLogger(__name__)
 
 _CLOSE_S: Final = 1.0
+_FAREWELL_S: Final = 0.5
 _CLOSING: Final = 16  # channels told to end, whose streams are still counted by the network
 _MUST_PASS: Final = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
 _KEY_BYTES: Final = 16
@@ -126,6 +127,23 @@ class _Bound:
             del self.by_peer[peer]
 
 
+class _Requests:
+    """A stream of requests as a method sees it: an async iterator."""
+
+    def __init__(self, call: InboundCall, unpack: Callable[[bytearray], Any]) -> None:
+        self._inbox = call.open_inbox()
+        self._unpack = unpack
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        body = await self._inbox.next()
+        if body is None:
+            raise StopAsyncIteration
+        return self._unpack(body)
+
+
 class _Admitted:
     """A call from a peer that found its method with room for it (mesh.rpc.channel.Admission)."""
 
@@ -154,7 +172,7 @@ class _Admitted:
             self._failed = False
             return ()
         if spec.shape & f.Shape.REQUESTS:
-            buffers = self._pack(await self._bound.run(self._requests(call), ctx))
+            buffers = self._pack(await self._bound.run(_Requests(call, self._unpack), ctx))
         elif request.key:
             body = await call.receive()
             buffers = (await self._keyed(body, request, ctx),)
@@ -172,15 +190,10 @@ class _Admitted:
 
     async def _stream(self, call: InboundCall, ctx: RpcContext) -> None:
         is_stream = bool(self._bound.spec.shape & f.Shape.REQUESTS)
-        request = self._requests(call) if is_stream else self._unpack(await call.receive())
+        request = _Requests(call, self._unpack) if is_stream else self._unpack(await call.receive())
         async with aclosing(self._bound.run(request, ctx)) as answers:
             async for answer in answers:
                 await call.send(self._pack(answer))
-
-    async def _requests(self, call: InboundCall) -> AsyncIterator[Any]:
-        inbox = call.open_inbox()
-        while (body := await inbox.next()) is not None:
-            yield self._unpack(body)
 
     def _unpack(self, body: bytearray) -> Any:
         try:
@@ -241,13 +254,19 @@ class _Exchange:
         await self.end()
         return _unpack(self._spec, await self._call.result())
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        # No generator: one that is left half-way would be closed by the garbage collector.
         inbox = self._call.inbox
         if inbox is None:
             raise LocalProtocolError(f"{self._spec} has one answer: await result()")
-        while (body := await inbox.next()) is not None:
-            yield _unpack(self._spec, body)
-        await self._call.result()
+        body = await inbox.next()
+        if body is None:
+            await self._call.result()
+            raise StopAsyncIteration
+        return _unpack(self._spec, body)
 
 
 def _pack(spec: MethodSpec, request: Any) -> Buffers:
@@ -392,8 +411,14 @@ class Rpc:
                     await self._authorizer.recheck(peer, PeerClass.MEMBER)
                 except NotAuthorized as error:
                     log.info("the data connections with %s end: %s", peer.short, error)
-                    assert self._data is not None
-                    await self._data.close_peer(peer)
+                    if self._nursery is not None:
+                        self._nursery.start_soon(self._part_from, peer)
+
+    async def _part_from(self, peer: PeerID) -> None:
+        """Close a peer's data connections once it was told why its calls end."""
+        await trio.sleep(_FAREWELL_S)
+        assert self._data is not None
+        await self._data.close_peer(peer)
 
     async def _recheck(self, peer: PeerID, least: PeerClass) -> None:
         if peer != self.net.local.peer_id:

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict
 from trio.testing import MockClock
 
 from mesh.auth.authorizer import Everyone, PeerClass
-from mesh.errors import LocalProtocolError, NotAuthorized, RemoteFailure, RequestTimeout, StreamBroken
+from mesh.errors import (
+    LocalProtocolError,
+    NotAuthorized,
+    RemoteFailure,
+    RemoteProtocolError,
+    RequestTimeout,
+    StreamBroken,
+)
 from mesh.peer import PeerID
 from mesh.rpc.config import RpcConfig
 from mesh.rpc.flow import LIBP2P_LINK
@@ -194,7 +201,7 @@ async def test_a_handler_that_does_not_read_holds_up_its_sender_only(nodes: Node
                     await call.send(Part(blob=bytes(10_000)))
                     sent += 1
             assert sent * 10_000 < LIBP2P_LINK.stream_window_bytes + 3 * LIBP2P_LINK.max_frame_bytes
-            assert server.metrics.buffered_bytes <= LIBP2P_LINK.stream_window_bytes
+            assert server.metrics.buffered_bytes <= LIBP2P_LINK.stream_window_bytes + 10_100  # and one message
             await stub.rpc_plain(Part(blob=bytes(100_000)))
         await trio.sleep(0.1)
         assert server.metrics.buffered_bytes == 0
@@ -270,6 +277,44 @@ async def test_limits_of_messages(nodes: Nodes, autojump_clock: MockClock) -> No
                 await call.send(bytes(900))
                 async for _ in call:
                     pass
+
+
+class SmallerServicer(StreamServicer):
+    """The same protocol in another version of a program: its limits are lower."""
+
+    @method(timeout_s=600.0, max_request_bytes=1000)
+    async def rpc_sum(self, requests: AsyncIterator[Part], ctx: RpcContext) -> Part:
+        total = 0
+        async for part in requests:
+            total += len(part.blob)
+        return Part(n=total)
+
+    @method(timeout_s=600.0, max_response_bytes=1000)
+    async def rpc_forever(self, request: Part, ctx: RpcContext) -> AsyncIterator[Part]:
+        yield request
+
+
+@pytest.mark.parametrize("size", [2000, 100_000, 3 << 20])
+async def test_a_peer_with_lower_limits_refuses_and_nobody_is_to_blame(
+    nodes: Nodes, autojump_clock: MockClock, size: int
+) -> None:
+    async with nodes([SmallerServicer()], [StreamServicer()]) as (smaller, other):
+        with pytest.raises(RemoteFailure, match="too-large"):
+            async with stub_of(smaller, other).rpc_sum() as call:
+                for _ in range(20):
+                    await call.send(Part(blob=bytes(size)))
+                await call.result()
+        with pytest.raises(RemoteProtocolError, match="sends a message of"):
+            async with smaller.stub(SmallerServicer, other.net.local.peer_id).rpc_forever(
+                Part(blob=bytes(size))
+            ) as call:
+                async for _ in call:
+                    pass
+        assert (await stub_of(smaller, other).rpc_plain(Part(n=5))).n == 5
+        assert (await stub_of(other, smaller).rpc_plain(Part(n=5))).n == 5
+        assert not smaller.metrics.violations
+        assert not other.metrics.violations
+        assert smaller.metrics.buffered_bytes == other.metrics.buffered_bytes == 0
 
 
 async def test_the_wrong_use_is_said(nodes: Nodes, autojump_clock: MockClock) -> None:
