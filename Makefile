@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO_ARGS ?=
+BENCH_ARGS ?=
+PEERS ?= hivemind,hivemind-raw,py-libp2p,mesh,mesh-libp2p
 
 .DEFAULT_GOAL := help
-.PHONY: help needs install demo test check test-slow test-gpu bench freeze clean
+.PHONY: help needs install demo test check test-slow test-gpu bench bench-peers freeze clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install | check | test-slow | test-gpu | bench | freeze | clean"
+	@echo "make install | check | test-slow | test-gpu | bench | bench-peers | freeze | clean"
 
 # libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
 needs:
@@ -54,7 +56,11 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu --timeout 600
 
 bench: install
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/rpc_vs_peers.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+#: Installs other projects, in environments of their own: no part of bench.
+bench-peers: install
+	$(BIN)/python benchmarks/rpc_vs_peers.py --peers $(PEERS) $(BENCH_ARGS)
 
 freeze: install
 	@(echo "# What make and CI install, pinned. Regenerate: make freeze"; \
