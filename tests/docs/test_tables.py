@@ -130,6 +130,15 @@ def test_the_codecs_are_those_that_were_measured() -> None:
             assert size == float(row[1]) * 6400
 
 
+def test_what_the_data_connection_saves_was_measured() -> None:
+    told = (ROOT / "docs" / "move-tensors.md").read_text()
+    measured = (ROOT / "benchmarks" / "README.md").read_text()
+    costs = re.search(r"64 MiB costs ([0-9.]+) CPU-ms per MB on it and ([0-9.]+) on the libp2p stream", told)
+    assert costs is not None
+    for peer, cost in zip(("mesh", "mesh-libp2p"), costs.groups(), strict=True):
+        assert re.search(rf"^\| stream_64MiB \| {peer} \|[^\n]*\| {cost} \(", measured, re.MULTILINE)
+
+
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
