@@ -37,6 +37,7 @@ class NodeConfig(BaseModel):
     initial_peers: tuple[str, ...] = Field(default=(), max_length=64)
     data_port: int = Field(default=0, ge=0, le=65535, description="TCP port of data connections; 0 takes a free one")
     discovery: Discovery = Discovery.OFF
+    drain_s: float = Field(default=5.0, ge=0, le=3600, description="how long running calls may go on at the end")
     is_new_swarm: bool = Field(default=False, description="whether to join nobody, not even the chain's bootnodes")
     subnet_id: int = Field(default=1, ge=1, lt=2**32, description="friendly (1) or real (128001) subnet id")
     subnet_node_id: int | None = Field(default=None, ge=1, lt=2**32)

@@ -44,6 +44,8 @@ class NodeOptions:
     "Nodes to join through, /ip4/…/tcp/…/p2p/…, beside the bootnodes that the chain lists."
     mdns: bool = False
     "Find nodes on the local network, and be found there: multicast DNS."
+    drain_s: float = 5.0
+    "Seconds that running calls may still take when the node is told to stop; a second signal ends it at once."
     new_swarm: bool = False
     "Start a new network: join nobody."
     subnet_id: int = 1
@@ -154,7 +156,7 @@ def _run(
 
     net = Libp2pNetwork(
         identity,
-        Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs),
+        Libp2pConfig(listen=config.host_maddrs, announce=config.announce_maddrs, drain_s=config.drain_s),
         peers_path=config.data_dir / "state" / "peers.json",
     )
     data = DataPlane(net, hosts=net.listen_hosts, config=DataConfig(port=config.data_port))
@@ -222,6 +224,7 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         host_maddrs=host,
         announce_maddrs=announce,
         data_port=node.data_port,
+        drain_s=node.drain_s,
         initial_peers=peers,
         discovery=Discovery.MDNS if node.mdns else Discovery.OFF,
         subnet_id=node.subnet_id,

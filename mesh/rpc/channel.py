@@ -512,6 +512,11 @@ class Admission(Protocol):
 class Service(Protocol):
     """What an AnsweringChannel asks."""
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the node ends once its calls are answered: then an answer counts when it was sent."""
+        ...
+
     def admit(self, remote: PeerID, request: f.Call) -> Admission:
         """Whether there is such a method, with room and for this size. Raises RemoteFailure."""
         ...
@@ -773,7 +778,7 @@ class AnsweringChannel:
                     status = OK
                     size = _body_bytes(buffers)
                     call.sender.add(_reply(request.call_id, OK), buffers, size)
-                    if size > _UNWATCHED_BYTES or len(call.sender.messages) > 1:
+                    if size > _UNWATCHED_BYTES or len(call.sender.messages) > 1 or self._service.is_ending:
                         await call.sender.drain()
             except BaseException as error:  # noqa: BLE001 - a handler's failure is an answer, never ours
                 status = self._service.status_of_exception(error, where)

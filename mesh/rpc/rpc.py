@@ -499,7 +499,7 @@ class Rpc:
             raise RemoteFailure(BAD_REQUEST, f"{spec} {_in_words(spec.shape)}")
         if request.key and spec.limits.repeat is not Repeat.KEYED:
             raise RemoteFailure(BAD_REQUEST, f"{spec} keeps no replies for idempotency keys")
-        if self.net.draining.is_set():
+        if self.is_ending:
             raise RemoteFailure(BUSY, "this node is stopping", retryable=True)
         now = trio.current_time()
         if remote != self.net.local.peer_id and not (self._rate.take(now) and self._rates.take(remote, now)):
@@ -508,6 +508,11 @@ class Rpc:
         bound.enter(remote, request.size)
         self._entered()
         return admitted
+
+    @property
+    def is_ending(self) -> bool:
+        """For channels: see mesh.rpc.channel.Service."""
+        return self.net.draining.is_set()
 
     def reserve(self, amount: int) -> None:
         """For channels: see mesh.rpc.channel.Service."""

@@ -18,7 +18,7 @@ from mesh.errors import MeshError
 
 READY_TIMEOUT_S = 120.0
 """Six nodes that load torch at once on two cores were ready in under a minute."""
-END_TIMEOUT_S = 3.0
+END_TIMEOUT_S = 10.0
 """After SIGTERM; then SIGKILL. Together under the five seconds promised for Ctrl-C."""
 MAX_LINE_BYTES = 65_536
 
