@@ -50,7 +50,7 @@ class MembershipConfig(BaseModel):
     grace_s: float = Field(default=60.0, ge=0, le=3600, description="how long members stay when the chain is away")
     guest_open: bool = Field(default=False, description="whether strangers are guests; else they are public")
     guest_rate_per_s: float = Field(default=20.0, gt=0, description="calls of one guest in the long run")
-    guest_burst: float = Field(default=40.0, ge=1)
+    guest_burst: float = Field(default=40.0, ge=1, description="the same at once")
     max_guests: int = Field(default=4096, ge=1, description="guests whose rate is remembered")
     stale_after_s: float = Field(
         default=30.0, gt=0, description="without any answer of the chain for so long it counts as away"
@@ -64,7 +64,7 @@ class MembershipConfig(BaseModel):
     )
     max_unknown: int = Field(default=4096, ge=1, description="unknown peers remembered")
     queries_per_s: float = Field(default=1.0, gt=0, description="readings caused by unknown peers, in the long run")
-    query_burst: float = Field(default=3.0, ge=1)
+    query_burst: float = Field(default=3.0, ge=1, description="the same at once")
     max_lag_blocks: int = Field(
         default=3, ge=0, le=100, description="how far the chain and its witnesses may be apart (mesh.auth.reading)"
     )

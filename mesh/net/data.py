@@ -67,11 +67,13 @@ class DataConfig(BaseModel):
     max_offers: int = Field(default=64, ge=1)
     """Offers that wait for their dial, in all."""
     max_offers_per_peer: int = Field(default=2, ge=1)
+    """Of these, of one peer."""
     offer_life_s: float = Field(default=10.0, gt=0)
     """From the first byte of an offer to a usable connection."""
     max_unproven: int = Field(default=64, ge=1)
     """Sockets that have not finished their handshake."""
     max_unproven_per_ip: int = Field(default=16, ge=1)
+    """Of these, from one IP address."""
     handshake_timeout_s: float = Field(default=5.0, gt=0)
     """For TLS and what both sides prove inside it."""
 

@@ -20,9 +20,13 @@ class ReplyCacheConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_replies: int = Field(default=4096, ge=1)
+    """Of all callers; the oldest leave first."""
     max_replies_per_peer: int = Field(default=256, ge=1)
+    """Of one caller."""
     max_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    """Of all of them together."""
     max_bytes_per_peer: int = Field(default=4 * 1024 * 1024, ge=1)
+    """Of one caller's."""
     life_s: float = Field(default=600.0, gt=0)
     """How long a reply is kept."""
 

@@ -26,6 +26,7 @@ class StandingConfig(BaseModel):
     first_suspension_s: float = Field(default=2.0, gt=0)
     """After a first violation; each further one makes it four times as long."""
     max_suspension_s: float = Field(default=3600.0, gt=0)
+    """The longest."""
     violation_life_s: float = Field(default=3600.0, gt=0)
     """A violation is forgiven after so long without another."""
     failures_to_open: int = Field(default=5, ge=1)
@@ -33,6 +34,7 @@ class StandingConfig(BaseModel):
     first_pause_s: float = Field(default=1.0, gt=0)
     """How long it is not called at first; doubled whenever the call that tries it fails too."""
     max_pause_s: float = Field(default=30.0, gt=0)
+    """The longest."""
 
 
 @dataclass(slots=True)
