@@ -103,17 +103,20 @@ class Inbox:
         if frame.size > self.limit:
             raise RemoteProtocolError(f"a message of {frame.size} bytes in a stream of at most {self.limit}")
         self.intake.came(f.MESSAGE_COST + len(frame.body))
+        lack = frame.size - len(frame.body) - self.intake.outstanding
+        if lack > 0:
+            self._reserve(lack)  # before anything is allocated or granted: it may refuse
+            self._cost = self.intake.need(frame.size - len(frame.body))
+            self._writer.control(f.Credit(self.call_id, self._cost))
         self._assembly = _Assembly(frame.size, allocate=frame.size)
-        need = self.intake.need(frame.size - len(frame.body))
-        if need:
-            self._reserve(need)
-            self._cost = need
-            self._writer.control(f.Credit(self.call_id, need))
         self._assembly.add(frame.body)
         self._finish_if_whole()
 
     def data(self, data: bytes | memoryview) -> None:
         """More of the message that has begun. Raises RemoteProtocolError."""
+        if self.error is not None:
+            self.intake.came(len(data))  # what was on its way when we refused
+            return
         if self._assembly is None:
             raise RemoteProtocolError("data outside of a message")
         self.intake.came(len(data))
