@@ -477,7 +477,8 @@ class Rpc:
         if self.net.draining.is_set():
             raise RemoteFailure(BUSY, "this node is stopping", retryable=True)
         now = trio.current_time()
-        if remote != self.net.local.peer_id and not (self._rate.take(now) and self._rates.take(remote, now)):
+        # Its own rate first: what is refused by that must take nothing from the others.
+        if remote != self.net.local.peer_id and not (self._rates.take(remote, now) and self._rate.take(now)):
             raise RemoteFailure(BUSY, "too many calls a second", retryable=True)
         admitted = _Admitted(self, bound, remote, request)
         bound.enter(remote, request.size)
