@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
+from mesh.auth.authorizer import PeerClass
 from mesh.errors import MeshError, NotAuthorized, RemoteProtocolError, StreamBroken
 from mesh.net.base import Stream
 from mesh.peer import PeerID
@@ -520,6 +521,10 @@ class InboundCall:
             self.body = _Assembly(request.size, allocate=first)
             self.on_data(request.body)
 
+    def is_let_in(self, peer_class: PeerClass) -> None:
+        """Its caller was authorized, as one of this class."""
+        self._channel.peer_class = max(self._channel.peer_class, peer_class)
+
     def on_data(self, data: bytes | memoryview) -> None:
         """Bytes of a request came. Raises RemoteProtocolError."""
         if self.body is None:
@@ -586,6 +591,8 @@ class AnsweringChannel:
         self.config = config
         self.scope = trio.CancelScope()
         self.last_used = now
+        self.peer_class = PeerClass.PUBLIC
+        """The highest its peer was found to have in a call on it: who has none loses its channel first."""
         self._service = service
         self._metrics = metrics
         self.writer = LinkWriter(stream, limits, config, metrics)
