@@ -294,8 +294,9 @@ class Scene:
         """A stream of attacker `number`, as it would open one for its calls."""
         return await self.crowd[number % len(self.crowd)].open(self.peer, RPC_PROTOCOL)
 
-    async def run(self, attack: Callable[[], Awaitable[None]], *, settle_s: float = 30.0,
-        max_growth: int = MAX_GROWTH_BYTES) -> None:
+    async def run(
+        self, attack: Callable[[], Awaitable[None]], *, settle_s: float = 30.0, max_growth: int = MAX_GROWTH_BYTES
+    ) -> None:
         """The attack, with honest calls before and beside it, and the reckoning. `settle_s`: what may take until all
         deadlines of what was begun are over."""
         for number in range(4):

@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 import trio
 
-from mesh.auth.authorizer import PeerClass
+from mesh.auth.authorizer import Everyone, PeerClass
 from mesh.auth.combine import AllowList
 from mesh.errors import MeshError
-from mesh.net.base import Stream
 from mesh.rpc import frame as f
 from mesh.rpc.body import pack
 from mesh.rpc.config import RpcConfig
+from mesh.rpc.rpc import Rpc
 
 from .scene import (
     CONFIG,
@@ -26,6 +26,7 @@ from .scene import (
     Target,
     attacker,
     call,
+    check_clean,
     put,
     scales,
     simulate,
@@ -41,9 +42,9 @@ def test_calls_given_up_at_any_moment(scale: Scale) -> None:
     """All four shapes through our own caller, cancelled after a random time; both ends forget them."""
     outcomes: Counter[str] = Counter()
 
-    async def one(it: Scene, number: int) -> None:
+    async def one(it: Scene, rpc: Rpc, number: int) -> None:
         rng = random.Random(number)
-        stub = it.honest.stub(Target, it.peer)
+        stub = rpc.stub(Target, it.peer)
         blob = bytes(rng.choice((0, 100, 40_000, 300_000)))
         with trio.move_on_after(rng.random() * 0.15) as scope:
             match number % 4:
@@ -73,11 +74,17 @@ def test_calls_given_up_at_any_moment(scale: Scale) -> None:
         outcomes["cancelled" if scope.cancelled_caught else "answered"] += 1
 
     async def attack(it: Scene) -> None:
-        for first in scale.rounds(TOGETHER):
-            async with trio.open_nursery() as nursery:
-                for number in range(first, first + TOGETHER):
-                    nursery.start_soon(one, it, number)
-        assert not it.victim.metrics.violations + it.honest.metrics.violations
+        rpc = Rpc(it.crowd[0], Everyone(), config=CONFIG, rng=random.Random(2))
+        async with trio.open_nursery() as caller:
+            await caller.start(rpc.run)
+            for first in scale.rounds(TOGETHER):
+                async with trio.open_nursery() as nursery:
+                    for number in range(first, first + TOGETHER):
+                        nursery.start_soon(one, it, rpc, number)
+            await trio.sleep(1)
+            check_clean(rpc)
+            caller.cancel_scope.cancel()
+        assert not it.victim.metrics.violations + rpc.metrics.violations
 
     simulate(attack)
     assert outcomes["cancelled"]
@@ -114,28 +121,38 @@ def test_bytes_that_dribble(scale: Scale) -> None:
     assert max(lives) <= CONFIG.frame_timeout_s + 4.9 + 0.1  # noticed with the next byte
 
 
+def members_only() -> AllowList:
+    """The victim and the honest caller are members, the crowd is not."""
+    return AllowList({VICTIM.peer_id: PeerClass.MEMBER, HONEST.peer_id: PeerClass.MEMBER})
+
+
 @scales
 def test_channels_opened_and_left(scale: Scale) -> None:
-    """More channels than there is room for, left silent, in half a frame, or with a call that runs: an honest caller
-    finds room, and one peer has two at most."""
+    """By strangers, many at once and more than there is room for, silent, in half a frame, or after a call: each peer
+    has two at most, and a member between two calls does not lose its own."""
+    opened: Counter[bool] = Counter()
+
+    async def one(it: Scene, number: int) -> None:
+        try:
+            stream = await it.open(number)
+        except MeshError:
+            opened[False] += 1
+            return
+        await put(stream, (b"", b"\0\0", call(1, "slow", pack(Part(n=4))), call(1, "sum"))[number % 4])
+        opened[True] += 1
 
     async def attack(it: Scene) -> None:
-        left: list[Stream] = []
-        opened = 0
-        for number in scale.rounds():
-            try:
-                stream = await it.open(number)
-            except MeshError:
-                continue
-            await put(stream, (b"", b"\0\0", call(1, "slow", pack(Part(n=4))), call(1, "sum"))[number % 4])
-            left.append(stream)
-            opened += 1
+        for first in scale.rounds(100):
+            async with trio.open_nursery() as nursery:
+                for number in range(first, first + 100):
+                    nursery.start_soon(one, it, number)
             by_peer = Counter(c.stream.remote for c in it.victim._answering if not c.scope.cancel_called)
             assert sum(by_peer.values()) <= CONFIG.max_channels_in
             assert max(by_peer.values()) <= CONFIG.max_channels_in_per_peer
-        assert opened > CONFIG.max_channels_in
+        assert it.honest.metrics.channels_opened == 1
 
-    simulate(attack, crowd=200, settle_s=CONFIG.idle_in_s + 1)
+    simulate(attack, crowd=200, authorizer=members_only, settle_s=CONFIG.idle_in_s + 1)
+    assert opened[True] > 2 * CONFIG.max_channels_in
 
 
 @scales
@@ -220,9 +237,6 @@ def test_keys_of_calls_that_never_come_again(scale: Scale) -> None:
 def test_strangers_get_nothing(scale: Scale) -> None:
     """Peers that are no members call all shapes with bodies of all sizes: refused before any body is taken."""
     codes: Counter[str] = Counter()
-
-    def members_only() -> AllowList:
-        return AllowList({VICTIM.peer_id: PeerClass.MEMBER, HONEST.peer_id: PeerClass.MEMBER})
 
     async def one(it: Scene, number: int) -> None:
         stream = await it.open(number)

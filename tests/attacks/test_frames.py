@@ -7,19 +7,32 @@ import struct
 from collections import Counter
 
 import msgpack
-import numpy as np
-import pytest
 import trio
 import zstandard
 
-from mesh.errors import MeshError, RemoteFailure
+from mesh.errors import MeshError
 from mesh.rpc import frame as f
 from mesh.rpc.body import pack
 from mesh.rpc.codec import Codec, TensorHeader
 from mesh.rpc.flow import LIBP2P_LINK
 from mesh.rpc.tensor import ALIGN
 
-from .scene import CONFIG, MAX_GROWTH_BYTES, MAX_TENSOR_BYTES, SHAPES, Part, Scale, Scene, Target, call, put, scales, serve_bytes, simulate, take
+from .scene import (
+    CONFIG,
+    MAX_GROWTH_BYTES,
+    MAX_TENSOR_BYTES,
+    SHAPES,
+    Part,
+    Scale,
+    Scene,
+    Target,
+    call,
+    put,
+    scales,
+    serve_bytes,
+    simulate,
+    take,
+)
 
 CROWD = 100
 """More peers than standings are kept for."""
@@ -45,7 +58,9 @@ def random_frame(rng: random.Random, last_id: int, *, from_caller: bool) -> tupl
             if shape & f.Shape.REQUESTS:
                 body, size = b"", 0
             key = rng.randbytes(4) if name == "keyed" or rng.random() < 0.05 else b""
-            protocol = Target.protocol if rng.random() < 0.95 else rng.choice(("\x1b[2J\r\n", "é" * 96, "/mesh/x/1.0.0"))
+            protocol = (
+                Target.protocol if rng.random() < 0.95 else rng.choice(("\x1b[2J\r\n", "é" * 96, "/mesh/x/1.0.0"))
+            )
             frame: f.Frame = f.Call(
                 max(1, last_id), protocol, name, rng.choice((1, 500, 2000)), shape, b"", key, size, body
             )

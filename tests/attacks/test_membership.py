@@ -143,14 +143,14 @@ def test_who_loses_its_right_loses_its_streams_within_an_epoch(scale: Scale, how
                 ended_at, reason = it.ended[gone]
                 assert ended_at - included_at <= BLOCK_S * it.view.epoch_length
                 assert reason == ("not-registered" if how == "removed" else "class-too-low")
-                with pytest.raises(NotAuthorized, match=reason):
+                with pytest.raises(NotAuthorized) as caught:
                     await it.rpcs[gone].call(Target.rpc_plain, KEYS[0].peer_id, Part())
+                assert caught.value.reason == reason
                 assert it.rpcs[0].metrics.methods_in[f"{Target.protocol} watch"].running == 1
                 nursery.cancel_scope.cancel()
-            await trio.sleep(10)
+            await trio.sleep(2 * CONFIG.idle_s)  # the callers' channels close, too
             check_clean(it.rpcs[0])
-            assert count_tasks() <= tasks + 4  # the callers' channels, two tasks on each side, live on
-        del it
+            assert count_tasks() <= tasks
 
     for number in scale.rounds(50):
         simulate(lambda seed=number: main(seed), number)  # type: ignore[misc]
@@ -205,8 +205,9 @@ def test_two_urls_that_disagree_let_nobody_in(scale: Scale) -> None:
                     2: "chain-disagrees",
                 }
                 for index in (1, 2):
-                    with pytest.raises(NotAuthorized, match="chain-disagrees"):
+                    with pytest.raises(NotAuthorized) as caught:
                         await it.rpcs[index].call(Target.rpc_plain, KEYS[0].peer_id, Part())
+                    assert caught.value.reason == "chain-disagrees"
                 it.witness.hides = None
                 await trio.sleep(2 * BLOCK_S)
                 await it.rpcs[1].call(Target.rpc_plain, KEYS[0].peer_id, Part())
@@ -231,9 +232,7 @@ def test_a_crowd_of_strangers_costs_the_members_nothing(scale: Scale) -> None:
                     node.learn(it.rpcs[0].net.local)
                     await nursery.start(node.run)
                 nursery.start_soon(it.watch, 1)
-                strangers = [
-                    Rpc(node, it.who, config=CONFIG, rng=random.Random(n)) for n, node in enumerate(crowd)
-                ]
+                strangers = [Rpc(node, it.who, config=CONFIG, rng=random.Random(n)) for n, node in enumerate(crowd)]
                 for stranger in strangers:
                     await nursery.start(stranger.run)
                 for number in scale.rounds():
@@ -247,6 +246,7 @@ def test_a_crowd_of_strangers_costs_the_members_nothing(scale: Scale) -> None:
                 assert it.who._readings - readings <= 3 + seconds + seconds / BLOCK_S
                 assert len(it.who._unknown) <= it.who.config.max_unknown
                 nursery.cancel_scope.cancel()
+            await trio.sleep(1)
             check_clean(it.rpcs[0])
             assert it.rpcs[0].metrics.errors_in["not-authorized"] >= refused
 
