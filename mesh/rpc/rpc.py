@@ -439,7 +439,9 @@ class Rpc:
 
     def _check_room(self, remote: PeerID, limits: LinkLimits) -> None:
         """Close the oldest channel of a peer that has too many, or when all places are taken an idle one: a stranger's
-        before a member's (identities are free, so strangers may be many), then the longest idle. Raises DialFailed or PeerSuspended when there is no place for another."""
+        before a member's (identities are free, so strangers may be many), then the longest idle.
+
+        Raises DialFailed or PeerSuspended when there is no place for another."""
         if self._nursery is None:
             raise DialFailed("this node is stopping")
         self.standings.may_serve(remote, trio.current_time())

@@ -58,7 +58,7 @@ class Scale:
 scales = pytest.mark.parametrize(
     "scale",
     [
-        pytest.param(Scale(1000, 1.5), id="normal"),
+        pytest.param(Scale(1000, 0.8), id="normal"),
         pytest.param(Scale(10_000, 30.0), id="long", marks=pytest.mark.slow),
     ],
 )

@@ -1,4 +1,4 @@
-"""Frames: valid ones in any order, lengths and sizes that lie, bodies that unfold, credit for nothing, calls given up."""
+"""Frames: valid ones in any order, lengths and sizes that lie, bodies that unfold."""
 
 from __future__ import annotations
 
@@ -122,6 +122,7 @@ def test_frames_of_a_caller_in_any_order(scale: Scale) -> None:
 @scales
 def test_frames_of_an_answerer_in_any_order(scale: Scale) -> None:
     outcomes: Counter[str] = Counter()
+    unprintable: list[str] = []
 
     async def one(it: Scene, number: int) -> None:
         rng = random.Random(number)
@@ -160,7 +161,7 @@ def test_frames_of_an_answerer_in_any_order(scale: Scale) -> None:
                                 pass
             outcomes["answered"] += 1
         except MeshError as error:
-            assert str(error).isprintable()
+            unprintable.extend(c for c in str(error) if not c.isprintable())
             outcomes[type(error).__name__] += 1
 
     async def attack(it: Scene) -> None:
@@ -170,11 +171,12 @@ def test_frames_of_an_answerer_in_any_order(scale: Scale) -> None:
                     nursery.start_soon(one, it, number)
 
     simulate(attack, crowd=CROWD)
+    assert not unprintable
     assert outcomes["RemoteProtocolError"], outcomes
     assert outcomes["RequestTimeout"], outcomes
 
 
-# --- lengths that lie ---------------------------------------------------------------------------------------------------
+# --- lengths that lie -------------------------------------------------------------------------------------------------
 
 
 def _header(*fields: object, length: int | None = None, body: bytes = b"") -> bytes:
@@ -249,7 +251,7 @@ def test_frames_that_lie_about_themselves(scale: Scale) -> None:
     simulate(attack, crowd=CROWD)
 
 
-# --- sizes that are announced and never sent ----------------------------------------------------------------------------
+# --- sizes that are announced and never sent --------------------------------------------------------------------------
 
 
 @scales
@@ -280,7 +282,7 @@ def test_sizes_announced_for_memory_that_is_not_there(scale: Scale) -> None:
     simulate(attack, crowd=10)
 
 
-# --- bodies that unfold --------------------------------------------------------------------------------------------------
+# --- bodies that unfold -----------------------------------------------------------------------------------------------
 
 
 def tensor_body(header: TensorHeader | bytes, data: bytes) -> bytes:

@@ -219,7 +219,7 @@ def test_two_urls_that_disagree_let_nobody_in(scale: Scale) -> None:
 
 @scales
 def test_a_crowd_of_strangers_costs_the_members_nothing(scale: Scale) -> None:
-    """Identities are free: each is refused, few questions go to the chain, and what is remembered of them is bounded."""
+    """Identities are free: each is refused, few questions go to the chain, what is remembered of them is bounded."""
 
     async def main() -> None:
         async with town() as it:
