@@ -31,7 +31,6 @@ from .scene import (
     CONFIG,
     HONEST,
     VICTIM,
-    Part,
     Scale,
     Target,
     bounded_growth,
@@ -334,4 +333,3 @@ async def test_a_data_connection_that_is_expected_finds_room() -> None:
         await data.aclose()
         for stream in held:
             await stream.aclose()
-        assert Part() == Part()
