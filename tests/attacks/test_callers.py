@@ -13,6 +13,7 @@ from mesh.auth.combine import AllowList
 from mesh.errors import MeshError
 from mesh.rpc import frame as f
 from mesh.rpc.body import pack
+from mesh.rpc.flow import LIBP2P_LINK
 from mesh.rpc.rpc import Rpc
 
 from .scene import (
@@ -183,6 +184,47 @@ def test_credit_for_nothing_and_without_end(scale: Scale) -> None:
                     nursery.start_soon(one, it, number)
 
     simulate(attack, crowd=50)
+
+
+CHATS = 8
+MAX_OBJECTS_FACTOR = 6
+"""What a waiting message takes in Python's memory for each byte it is counted for: an empty one, counted as
+MESSAGE_COST, is a bytearray and a tuple in a queue, some 250 bytes."""
+
+
+@scales
+def test_messages_of_nothing(scale: Scale) -> None:
+    """Empty messages into conversations whose answers are not read: credit bounds how many lie here."""
+    sent = 0
+
+    async def one(it: Scene, number: int) -> None:
+        nonlocal sent
+        stream = await it.open(number)
+        calls = range(1, 1 + CHATS)
+        await put(stream, b"".join(call(n, "chat", ms=4000) for n in calls))
+        credit = dict.fromkeys(calls, LIBP2P_LINK.first_credit_bytes)
+        decoder = f.FrameDecoder(max_frame_bytes=1 << 20)
+        for _ in range(5):
+            for n in calls:
+                count = min(500, credit[n] // f.MESSAGE_COST)
+                credit[n] -= count * f.MESSAGE_COST
+                await put(stream, f.encode(f.Message(n, 0)) * count)
+                sent += count
+            frames, dropped = await take(stream, 0.05, decoder=decoder)
+            assert not dropped
+            for frame in frames:
+                if isinstance(frame, f.Credit) and frame.call_id in credit:
+                    credit[frame.call_id] += frame.amount
+        await take(stream, 5.0)
+        await stream.aclose()
+
+    async def attack(it: Scene) -> None:
+        for first in scale.rounds(100):
+            await one(it, first)
+        assert not it.victim.metrics.violations
+
+    simulate(attack, max_growth=MAX_OBJECTS_FACTOR * CHATS * LIBP2P_LINK.stream_window_bytes)
+    assert sent > CHATS * 1000
 
 
 @pytest.mark.parametrize("shape", ["unknown method", "known method"])
