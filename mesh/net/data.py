@@ -71,7 +71,8 @@ class DataConfig(BaseModel):
     offer_life_s: float = Field(default=10.0, gt=0)
     """From the first byte of an offer to a usable connection."""
     max_unproven: int = Field(default=64, ge=1)
-    """Sockets that have not finished their handshake."""
+    """Sockets that have not finished their handshake; those from an address of which one is expected find room beyond
+    it, so that strangers elsewhere cannot keep a peer out."""
     max_unproven_per_ip: int = Field(default=16, ge=1)
     """Of these, from one IP address."""
     handshake_timeout_s: float = Field(default=5.0, gt=0)
@@ -105,8 +106,12 @@ class RoutedStream(Protocol):
 class _Waiting:
     """A connection that is to be dialled by the other side."""
 
-    def __init__(self, peer: PeerID, context: ssl.SSLContext, certificate: bytes, agreement: Agreement) -> None:
+    def __init__(
+        self, peer: PeerID, ip: str, context: ssl.SSLContext, certificate: bytes, agreement: Agreement
+    ) -> None:
         self.peer = peer
+        self.ip = ip
+        """Of the other side, from which the dial should come."""
         self.context = context
         self.certificate = certificate
         self.agreement = agreement
@@ -272,7 +277,7 @@ class DataPlane:
         agreement = agree(local, peer, ours, theirs, dialler=local if route.is_dialler else peer)
         if route.is_dialler:
             return await _dial(route.ip, theirs, identity, peer, agreement, self.config.handshake_timeout_s)
-        with self._expect(peer, identity, theirs, agreement) as waiting:
+        with self._expect(peer, route.ip, identity, theirs, agreement) as waiting:
             await stream.send_all(_READY)
             return await _arrival(waiting)
 
@@ -344,7 +349,7 @@ class DataPlane:
             if await stream.receive_some(1) != _READY:
                 raise StreamBroken(f"{peer.short} gave its offer up")
             return await _dial(route.ip, theirs, identity, peer, agreement, self.config.handshake_timeout_s)
-        with self._expect(peer, identity, theirs, agreement) as waiting:
+        with self._expect(peer, route.ip, identity, theirs, agreement) as waiting:
             await stream.send_all(encode(ours))
             return await _arrival(waiting)
 
@@ -394,14 +399,14 @@ class DataPlane:
 
     # --- listening ---
 
-    def _expect(self, peer: PeerID, identity: Identity, theirs: Offer, agreement: Agreement) -> _Expected:
+    def _expect(self, peer: PeerID, ip: str, identity: Identity, theirs: Offer, agreement: Agreement) -> _Expected:
         try:
             context = server_context(identity, theirs.certificate)
         except (ssl.SSLError, ValueError) as error:
             raise RemoteProtocolError(f"{peer.short} offers no certificate: {error}") from error
         except OSError as error:  # no descriptor for the key, say
             raise DialFailed(f"no certificate can be loaded: {error.strerror}") from error
-        return _Expected(self._waiting, _Waiting(peer, context, theirs.certificate, agreement))
+        return _Expected(self._waiting, _Waiting(peer, ip, context, theirs.certificate, agreement))
 
     def _select(self, sock: ssl.SSLSocket, name: str | None) -> int | None:
         """The one connection of that name, once; else a TLS alert."""
@@ -426,14 +431,16 @@ class DataPlane:
                 continue
             ip = str(address[0])
             tcp.setblocking(False)
-            if (
-                self._unproven.total() >= self.config.max_unproven
-                or self._unproven[ip] >= self.config.max_unproven_per_ip
-            ):
+            if self._unproven[ip] >= self.config.max_unproven_per_ip or not self._has_room(ip):
                 tcp.close()
                 continue
             self._unproven[ip] += 1
             self._nursery.start_soon(self._prove, tcp, ip)
+
+    def _has_room(self, ip: str) -> bool:
+        """Whether one more unknown socket may come from there."""
+        is_full = self._unproven.total() >= self.config.max_unproven
+        return not is_full or any(waiting.ip == ip for waiting in self._waiting.values())
 
     async def _prove(self, tcp: socket.socket, ip: str) -> None:
         """An unknown socket until it has shown which connection it is. What strangers send cannot make this raise."""

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
+from mesh.auth.authorizer import PeerClass
 from mesh.errors import MeshError, NotAuthorized, RemoteFailure, RemoteProtocolError, StreamBroken
 from mesh.net.base import Stream
 from mesh.peer import PeerID
@@ -146,11 +147,12 @@ class Inbox:
     def _take_all_of_it(self) -> None:
         """Let the message come that has begun, although it may be larger than the window."""
         assert self._assembly is not None
-        need = self.intake.need(self._assembly.size - self._assembly.have)
-        if need:
-            self._reserve(need)
-            self._cost = need
-            self._writer.control(f.Credit(self.call_id, need))
+        left = self._assembly.size - self._assembly.have
+        lack = left - self.intake.outstanding
+        if lack > 0:
+            self._reserve(lack)  # before anything is allocated or granted: it may refuse
+            self._cost = self.intake.need(left)
+            self._writer.control(f.Credit(self.call_id, self._cost))
         self._assembly.expand()
 
     def data(self, data: bytes | memoryview) -> None:
@@ -590,6 +592,10 @@ class InboundCall:
             self.body = _Assembly(request.size, allocate=first)
             self.on_data(request.body)
 
+    def is_let_in(self, peer_class: PeerClass) -> None:
+        """Its caller was authorized, as one of this class."""
+        self._channel.peer_class = max(self._channel.peer_class, peer_class)
+
     def on_data(self, data: bytes | memoryview) -> None:
         """Bytes of a request came. Raises RemoteProtocolError."""
         if self.body is None:
@@ -652,6 +658,8 @@ class AnsweringChannel:
         self.config = config
         self.scope = trio.CancelScope()
         self.last_used = now
+        self.peer_class = PeerClass.PUBLIC
+        """The highest its peer was found to have in a call on it: who has none loses its channel first."""
         self._service = service
         self._metrics = metrics
         self.writer = LinkWriter(stream, limits, config, metrics)

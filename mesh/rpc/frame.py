@@ -267,7 +267,8 @@ def decode_header(header: bytes | memoryview, body_size: int, body: bytes | memo
         )
     except (ValueError, OverflowError, RecursionError) as error:
         raise RemoteProtocolError(f"a frame header is not msgpack: {error}") from error
-    match fields:
+    # 7.0 and True equal kinds, and are none.
+    match fields if type(fields) is tuple and fields and type(fields[0]) is int else None:
         case (Kind.DATA, call_id):
             if not body_size:
                 raise RemoteProtocolError("a data frame without data")

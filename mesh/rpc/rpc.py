@@ -175,6 +175,7 @@ class _Admitted:
         trace = Trace(request.trace[:16], request.trace[16:]) if request.trace else None
         CURRENT.set(trace)
         peer_class = await self._rpc._class_of(call.remote, str(spec), spec.limits.least)
+        call.is_let_in(peer_class)
         ctx = RpcContext(call.remote, peer_class, call.deadline, request.call_id, trace)
         if spec.shape & f.Shape.ANSWERS:
             await self._stream(call, ctx)
@@ -475,7 +476,9 @@ class Rpc:
                 await stream.aclose()
 
     def _check_room(self, remote: PeerID, limits: LinkLimits) -> None:
-        """Close the oldest channel of a peer that has too many, or the longest idle one when all places are taken.
+        """Close the oldest channel of a peer that has too many, or when all places are taken an idle one: a stranger's
+        before a member's (identities are free, so strangers may be many), then the longest idle.
+
         Raises DialFailed or PeerSuspended when there is no place for another."""
         if self._nursery is None:
             raise DialFailed("this node is stopping")
@@ -488,7 +491,7 @@ class Rpc:
             idle = [c for c in live if not c.calls]
             if not idle:
                 raise DialFailed(f"{len(live)} are open and busy")
-            min(idle, key=lambda c: c.last_used).scope.cancel()
+            min(idle, key=lambda c: (c.peer_class, c.last_used)).scope.cancel()
 
     def _violated(self, peer: PeerID, error: MeshError) -> None:
         self.metrics.violations += 1

@@ -334,8 +334,8 @@ async def test_a_server_with_another_certificate_is_not_trusted() -> None:
         other = new_identity(attacker.data._clock.now())
         real = attacker.data._expect
 
-        def wrong(peer: PeerID, identity: object, theirs: Offer, agreement: object) -> object:
-            return real(peer, other, theirs, agreement)  # type: ignore[arg-type]
+        def wrong(peer: PeerID, ip: str, identity: object, theirs: Offer, agreement: object) -> object:
+            return real(peer, ip, other, theirs, agreement)  # type: ignore[arg-type]
 
         attacker.data._expect = wrong  # type: ignore[method-assign, assignment]
         with pytest.raises(DialFailed, match="certificate"):
