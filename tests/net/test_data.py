@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -220,7 +220,8 @@ async def test_cancelling_while_it_opens_leaves_nothing() -> None:
     async with running(one, two):
         await two.net.connect(one.net.local)
         for wait_s in (0.0, 0.001, 0.003, 0.006, 0.01, 0.02):
-            with trio.move_on_after(wait_s):
+            # An attempt that was cancelled may still count over there.
+            with trio.move_on_after(wait_s), suppress(DialFailed):
                 await two.data.open(one.id)
         await two.data.close_peer(one.id)
         await until(lambda: one.is_clean() and two.is_clean())
