@@ -32,8 +32,7 @@ _UNWATCHED_BYTES: Final = 4096
 
 
 _TAKEN_AT_ONCE: Final = 32
-_FRAMES_AT_ONCE: Final = 256
-"""How many messages are read, or frames worked on, between two looks at other tasks."""
+"""How many messages are read between two looks at other tasks."""
 
 
 class _Assembly:
@@ -458,9 +457,7 @@ class CallingChannel:
             frames = await reader.next()
             if frames is None:
                 raise StreamBroken(f"{self.peer.short} closed the channel")
-            for number, frame in enumerate(frames, 1):
-                if number % _FRAMES_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
+            for frame in frames:
                 match frame:
                     case f.Reply() | f.Data() | f.Message():
                         reader.took(len(frame.body))
@@ -707,9 +704,7 @@ class AnsweringChannel:
             if frames is None:
                 return  # nobody waits for answers any more
             self.last_used = trio.current_time()
-            for number, frame in enumerate(frames, 1):
-                if number % _FRAMES_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
+            for frame in frames:
                 match frame:
                     case f.Call():
                         reader.took(len(frame.body))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -189,38 +189,40 @@ class FrameDecoder:
         """Whether a frame has begun and not ended."""
         return bool(self._partial) or self._body_left > 0
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """What came complete, in order. Raises RemoteProtocolError; the decoder is spent then."""
-        frames: list[Frame] = []
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
+        """What came complete, in order, decoded as it is asked for: take all of it before feeding more.
+
+        Raises RemoteProtocolError; the decoder is spent then."""
         view = memoryview(data).toreadonly()
         start, end = 0, len(view)
         if self._body_left and end:
             start = min(self._body_left, end)
             self._body_left -= start
             self.completed += not self._body_left
-            frames.append(Data(self._call_id, view[:start]))
+            yield Data(self._call_id, view[:start])
         if self._partial and start < end:
             # At most a prefix and one header are gathered here; whatever of `data` follows them stays where it is.
             had = len(self._partial)
             self._partial += view[start : start + _SMALL + MAX_HEADER_BYTES]
             with memoryview(self._partial) as gathered:
                 header_end = self._check(gathered, 0, len(gathered))
-                if header_end:
-                    start += header_end - had
-                    length = int.from_bytes(gathered[:4], "big")
-                    header = bytes(gathered[_SMALL:header_end])
+                length = int.from_bytes(gathered[:4], "big")
+                header = bytes(gathered[_SMALL:header_end])
             if not header_end:
-                return frames
+                return
             self._partial.clear()
-            start = self._take(frames, header, length, view, start, end)
+            frame, start = self._take(header, length, view, start + header_end - had, end)
+            if frame is not None:
+                yield frame
         while start < end:
             header_end = self._check(view, start, end)
             if not header_end:
                 self._partial += view[start:end]
                 break
             length = int.from_bytes(view[start : start + 4], "big")
-            start = self._take(frames, view[start + _SMALL : header_end], length, view, header_end, end)
-        return frames
+            frame, start = self._take(view[start + _SMALL : header_end], length, view, header_end, end)
+            if frame is not None:
+                yield frame
 
     def _check(self, view: memoryview, start: int, end: int) -> int:
         """Where the header that begins at `start` ends; 0 when it has not all come."""
@@ -238,20 +240,17 @@ class FrameDecoder:
         return 0
 
     def _take(
-        self, frames: list[Frame], header: bytes | memoryview, length: int, view: memoryview, start: int, end: int
-    ) -> int:
-        """Add the frame of this header with what is there of its body; returns where that ends."""
+        self, header: bytes | memoryview, length: int, view: memoryview, start: int, end: int
+    ) -> tuple[Frame | None, int]:
+        """The frame of this header with what is there of its body, and where that ends; None for a DATA frame of whose
+        body nothing has come."""
         body_size = length - 2 - len(header)
         stop = min(start + body_size, end)
         frame = decode_header(header, body_size, view[start:stop])
         self._body_left = start + body_size - stop
         self.completed += not self._body_left
-        if self._body_left:
-            self._call_id = frame.call_id
-            if type(frame) is Data and not frame.body:
-                return stop
-        frames.append(frame)
-        return stop
+        self._call_id = frame.call_id
+        return (None if type(frame) is Data and start == stop else frame), stop
 
 
 def decode_header(header: bytes | memoryview, body_size: int, body: bytes | memoryview) -> Frame:

@@ -7,7 +7,8 @@ DATA frame in turn of each long message, so that long ones hold up nobody.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 import trio
@@ -18,8 +19,9 @@ from mesh.rpc import frame as f
 from mesh.rpc.config import RpcConfig, RpcMetrics
 from mesh.rpc.flow import LinkLimits, SendCredit
 
-_READ_BYTES: Final = 64 * 1024
-"""At once: as many frames as fit are decoded before other tasks run again."""
+_READ_BYTES: Final = 256 * 1024
+_FRAMES_AT_ONCE: Final = 256
+"""How many frames are decoded between two looks at other tasks."""
 _BATCH_BYTES: Final = 64 * 1024
 Buffers = Sequence[bytes | bytearray | memoryview]
 
@@ -259,6 +261,9 @@ class LinkReader:
         # A stream that can fill a buffer of ours saves one copy of everything.
         self._into = getattr(stream, "receive_into", None)
         self._buffer = memoryview(bytearray(_READ_BYTES)) if self._into is not None else memoryview(b"")
+        self._fed: Iterator[f.Frame] | None = None
+        """What was received and not decoded yet."""
+        self._completed = 0
         self._unreturned = 0
         self._partial_since: float | None = None
         self.last_frame = trio.current_time()
@@ -282,6 +287,9 @@ class LinkReader:
         return await self._stream.receive_some(65536)
 
     async def _next(self) -> list[f.Frame] | None:
+        if self._fed is not None and (frames := self._decoded(self._fed)):
+            await trio.lowlevel.checkpoint()  # many small frames came at once: other tasks first
+            return frames
         while True:
             data: bytes | memoryview = b""
             if self._partial_since is None:
@@ -297,16 +305,22 @@ class LinkReader:
                     raise StreamBroken("the stream ended within a frame")
                 return None
             self._metrics.bytes_in += len(data)
-            completed = self._decoder.completed
-            frames = self._decoder.feed(data)
-            now = trio.current_time()
-            if not self._decoder.is_partial:
-                self._partial_since = None
-            elif self._partial_since is None or self._decoder.completed > completed:
-                self._partial_since = now  # another frame has begun
-            if frames:
-                self.last_frame = now
+            self._completed = self._decoder.completed
+            if frames := self._decoded(self._decoder.feed(data)):
                 return frames
+
+    def _decoded(self, fed: Iterator[f.Frame]) -> list[f.Frame]:
+        """The next frames of what was fed; none when all were given."""
+        frames = list(islice(fed, _FRAMES_AT_ONCE))
+        self._fed = fed if len(frames) == _FRAMES_AT_ONCE else None
+        now = trio.current_time()
+        if not self._decoder.is_partial:
+            self._partial_since = None
+        elif self._partial_since is None or self._decoder.completed > self._completed:
+            self._partial_since = now  # another frame has begun
+        if frames:
+            self.last_frame = now
+        return frames
 
     def took(self, amount: int) -> None:
         """Return window for body bytes, a third of a window at a time."""

@@ -75,7 +75,7 @@ def test_round_trip_in_pieces_of_any_size(sent: list[f.Frame], step: int) -> Non
     got: list[f.Frame] = []
     for i in range(0, len(wire), step):
         # As the channel does: take the bodies before feeding more.
-        got += whole(decoder.feed(wire[i : i + step]))
+        got += whole(list(decoder.feed(wire[i : i + step])))
     assert whole(got) == whole(sent)
     assert not decoder.is_partial
     assert decoder.completed == len(sent)
@@ -85,7 +85,7 @@ def test_round_trip_in_pieces_of_any_size(sent: list[f.Frame], step: int) -> Non
 def test_random_bytes_raise_only_remote_protocol_errors(data: bytes) -> None:
     for attempt in (data, len(data).to_bytes(4, "big") + data):
         try:
-            f.FrameDecoder(max_frame_bytes=LIMIT).feed(attempt)
+            list(f.FrameDecoder(max_frame_bytes=LIMIT).feed(attempt))
         except RemoteProtocolError:
             pass
 
@@ -116,7 +116,7 @@ def test_a_damaged_frame_raises_only_remote_protocol_errors(frame: f.Frame, data
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     try:
-        f.FrameDecoder(max_frame_bytes=LIMIT).feed(bytes(wire))
+        list(f.FrameDecoder(max_frame_bytes=LIMIT).feed(bytes(wire)))
     except RemoteProtocolError:
         pass
 
@@ -186,17 +186,17 @@ def test_more_body_than_announced_and_bodies_where_none_belong() -> None:
 def test_a_length_is_refused_before_its_bytes_come() -> None:
     for length in (0, 2, LIMIT - 3, 0xFFFFFFFF):
         with pytest.raises(RemoteProtocolError):
-            f.FrameDecoder(max_frame_bytes=LIMIT).feed(length.to_bytes(4, "big"))
+            list(f.FrameDecoder(max_frame_bytes=LIMIT).feed(length.to_bytes(4, "big")))
     for wrong in (b"\0\0\0\x09\0\0", b"\0\0\0\x09\0\x08", b"\0\0\xff\0\x07\0"):  # header of 0, 8 of 7, 1792
         with pytest.raises(RemoteProtocolError):
-            f.FrameDecoder(max_frame_bytes=LIMIT).feed(wrong)
+            list(f.FrameDecoder(max_frame_bytes=LIMIT).feed(wrong))
 
 
 def test_a_decoder_holds_no_more_than_a_header() -> None:
     decoder = f.FrameDecoder(max_frame_bytes=LIMIT)
     wire = f.encode(f.Data(1, bytes(60_000)))
     for start in range(0, len(wire), 1000):
-        decoder.feed(wire[start : start + 1000])
+        list(decoder.feed(wire[start : start + 1000]))
         assert len(decoder._partial) <= f.MAX_HEADER_BYTES
     assert decoder.completed == 1
 
