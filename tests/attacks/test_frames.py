@@ -36,7 +36,7 @@ from .scene import (
 
 CROWD = 100
 """More peers than standings are kept for."""
-TOGETHER = 20
+TOGETHER = 50
 BODY = pack(Part(n=1, blob=bytes(100)))
 
 # --- any valid frames in any order ------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_frames_of_a_caller_in_any_order(scale: Scale) -> None:
                 alive = alive and await put(stream, data[start : start + cut])
             if rng.random() < 0.2:
                 await trio.sleep(rng.random() / 10)
-        frames, dropped = await take(stream, 6.0)
+        frames, dropped = await take(stream, 2.5)
         outcomes["dropped"] += dropped
         for frame in frames:
             if isinstance(frame, f.Reply):
