@@ -12,7 +12,7 @@ import zstandard
 
 from mesh.errors import MeshError
 from mesh.rpc import frame as f
-from mesh.rpc.body import pack
+from mesh.rpc.body import MAX_DEPTH, _is_deep, pack
 from mesh.rpc.codec import Codec, TensorHeader
 from mesh.rpc.flow import LIBP2P_LINK
 from mesh.rpc.tensor import ALIGN
@@ -394,6 +394,9 @@ def _msgpack_bombs() -> list[bytes]:
         b"\x81\xa1n\xdd\x00\x03\xff\xff" + b"\xc0" * 20_000,
         b"\x81\xa4blob\xc6\xff\xff\xff\xff",
         b"\xdc\x70\x00" + b"\x90" * 28_672,
+        b"\x81\xa1n" + b"\xdd\x00\x03\xff\xff" * 1000,
+        b"\x81\xa1n" + b"\xc4\x02ab\xdf\x00\x01\xff\xff" * 500,
+        b"\x81\xa1n" + b"\x92\xa1\xdd\xdc\xff\xff" * 500,
     ]
 
 
@@ -415,3 +418,25 @@ def test_bodies_that_nest_and_lie(scale: Scale) -> None:
             assert reply.message.isprintable()
 
     simulate(attack)
+
+
+def _value(rng: random.Random, depth: int) -> object:
+    kind = rng.randrange(9)
+    if depth and kind < 3:
+        return [_value(rng, depth - 1) for _ in range(rng.choice((0, 1, 3, 20)))]
+    if depth and kind < 5:
+        return {str(n): _value(rng, depth - 1) for n in range(rng.choice((0, 1, 3, 20)))}
+    size = rng.choice((0, 5, 40, 300, 70_000))
+    number = rng.getrandbits(rng.randrange(1, 64))
+    return rng.choice((None, True, number, -number, rng.random(), "x" * size, rng.randbytes(size)))
+
+
+def test_depth_is_told_whatever_lies_between() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        value = _value(rng, 3)
+        for count, expected in ((MAX_DEPTH - 3, False), (MAX_DEPTH + 1, True)):
+            nested = value
+            for _ in range(count):
+                nested = [rng.random(), nested, 1] if rng.random() < 0.5 else {"a": b"\xdd\xff", "b": nested}
+            assert _is_deep(msgpack.packb(nested)) is expected, (seed, count)
