@@ -26,7 +26,8 @@ MAX_DEPTH: Final = 64
 """Lists and maps within each other, where their announced lengths could cost memory: msgpack makes room for what a list
 announces before its elements come (some 76 KB), so 5 KB of lists that only begin took 76 MiB and 0.2 s."""
 _FEW: Final = 32  # long lists and maps that may be announced within each other
-_LOOKED_AT: Final = 2000  # values, after which a body without that many such bytes is not looked at further
+_LOOKED_AT: Final = 100  # values, after which a body without that many such bytes is not looked at further
+_SMALL: Final = 4096  # bytes of a body in which counting those is cheaper than walking it
 _FIXED: Final = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 _SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _LONG: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
@@ -90,6 +91,8 @@ def unpack(model: type[ModelT], body: bytes | bytearray) -> ModelT:
 def _is_deep(body: bytes | bytearray) -> bool:
     """Whether more than MAX_DEPTH lists and maps begin within each other. Anything malformed is left to msgpack."""
     left = [1]  # values that are still to come, in each list or map around
+    if len(body) < _SMALL and len(body) - len(body.translate(None, bytes(_LONG))) <= _FEW:
+        return False
     at = seen = 0
     while left and at < len(body):
         if not left[-1]:

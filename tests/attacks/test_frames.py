@@ -397,6 +397,7 @@ def _msgpack_bombs() -> list[bytes]:
         b"\x81\xa1n" + b"\xdd\x00\x03\xff\xff" * 1000,
         b"\x81\xa1n" + b"\xc4\x02ab\xdf\x00\x01\xff\xff" * 500,
         b"\x81\xa1n" + b"\x92\xa1\xdd\xdc\xff\xff" * 500,
+        b"\x81\xa1n" + b"\xdd\x00\x03\xff\xff" * 500,
     ]
 
 
@@ -434,9 +435,9 @@ def _value(rng: random.Random, depth: int) -> object:
 def test_depth_is_told_whatever_lies_between() -> None:
     for seed in range(200):
         rng = random.Random(seed)
-        value = _value(rng, 3)
-        for count, expected in ((MAX_DEPTH - 3, False), (MAX_DEPTH + 1, True)):
+        value = [_value(rng, 2), bytes(4096)]  # a smaller one is only counted
+        for count, expected in ((MAX_DEPTH - 3, False), (2 * MAX_DEPTH, True)):
             nested = value
             for _ in range(count):
-                nested = [rng.random(), nested, 1] if rng.random() < 0.5 else {"a": b"\xdd\xff", "b": nested}
+                nested = [rng.random(), nested, *[1] * 20] if rng.random() < 0.5 else {"a": b"\xdd\xff", "b": nested}
             assert _is_deep(msgpack.packb(nested)) is expected, (seed, count)
