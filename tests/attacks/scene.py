@@ -221,9 +221,11 @@ def no_crashes() -> Iterator[None]:
     crashes = Crashes()
     logger = logging.getLogger("mesh")
     logger.addHandler(crashes)
+    logger.propagate = False  # pytest keeps all records, with what their errors hold: that is no growth of the node's
     try:
         yield
     finally:
+        logger.propagate = True
         logger.removeHandler(crashes)
     assert not crashes.found, crashes.found[0]
 
@@ -249,7 +251,7 @@ def check_clean(rpc: Rpc) -> None:
 # --- the scene --------------------------------------------------------------------------------------------------------
 
 LATENCY_S = 0.01
-HONEST_EVERY_S = 0.05
+HONEST_EVERY_S = 0.25
 HONEST_AT_LEAST = 40
 MAX_SLOWDOWN = 2.0
 """Of an honest caller's 99th percentile under attack."""
