@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 import trio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mesh.clock import Clock, SystemClock
 from mesh.errors import (
@@ -59,7 +59,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     port: int = Field(default=0, ge=0, le=65535)
-    """TCP port they come in at; 0 takes a free one. Fix it where a firewall or port forwarding must know it."""
+    """TCP port they come in at, from 1024; 0 takes a free one. Fix it where a firewall or port forwarding must know
+    it."""
     max_connections: int = Field(default=128, ge=1)
     """Live ones that others asked for."""
     max_connections_per_peer: int = Field(default=2, ge=1)
@@ -77,6 +78,13 @@ class DataConfig(BaseModel):
     """Of these, from one IP address."""
     handshake_timeout_s: float = Field(default=5.0, gt=0)
     """For TLS and what both sides prove inside it."""
+
+    @field_validator("port")
+    @classmethod
+    def _unprivileged(cls, value: int) -> int:
+        if 0 < value < 1024:  # peers refuse such offers: nobody shall make them dial a system's services
+            raise ValueError("a data port is 0 (any free one) or from 1024 on")
+        return value
 
 
 class Route(Protocol):

@@ -65,7 +65,7 @@ def decode(body: bytes) -> Offer | Refusal:
         raise RemoteProtocolError(f"an offer is not msgpack: {error}") from error
     match fields:
         case (1, bytes(certificate), bytes(nonce), int(port)) if (
-            certificate and len(nonce) == NONCE_BYTES and type(port) is int and 0 <= port < 65536
+            certificate and len(nonce) == NONCE_BYTES and type(port) is int and (port == 0 or 1024 <= port < 65536)
         ):
             return Offer(certificate, nonce, port)
         case (0, str(reason), str(text)) if (

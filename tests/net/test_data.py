@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgpack
 import pytest
 import trio
 from hypothesis import given
@@ -533,12 +534,21 @@ def test_random_bytes_are_no_offer(data: bytes) -> None:
         pass
 
 
-@given(st.binary(min_size=1, max_size=2048), st.binary(min_size=32, max_size=32), st.integers(0, 65535))
+@given(st.binary(min_size=1, max_size=2048), st.binary(min_size=32, max_size=32), st.just(0) | st.integers(1024, 65535))
 def test_offers_survive(certificate: bytes, nonce: bytes, port: int) -> None:
     offer = Offer(certificate, nonce, port)
     wire = encode(offer)
     assert len(wire) <= MAX_OFFER_BYTES
     assert decode(wire[2:]) == offer
+
+
+@pytest.mark.parametrize("port", [1, 22, 80, 1023, 65536, -1])
+def test_a_dial_cannot_be_aimed_at_a_system_service(port: int) -> None:
+    body = msgpack.packb((1, b"certificate", bytes(32), port))
+    with pytest.raises(RemoteProtocolError):
+        decode(body)
+    with pytest.raises(ValueError):
+        DataConfig(port=port)
 
 
 def test_everything_changes_what_is_agreed() -> None:
