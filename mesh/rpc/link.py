@@ -1,5 +1,9 @@
 """A channel's link: frames over one stream, one task that reads and one that writes.
 
+A channel carries many calls in one direction of calling: a node opens its own to each peer it calls (mesh.rpc.calling)
+and answers on those opened to it (mesh.rpc.answering). It rides on a libp2p stream or on a data connection; only its
+limits differ.
+
 The reader never waits for anything but bytes. The writer sends control frames first, then heads of messages, then one
 DATA frame in turn of each long message, so that long ones hold up nobody.
 """
@@ -24,6 +28,11 @@ _FRAMES_AT_ONCE: Final = 256
 """How many frames are decoded between two looks at other tasks."""
 _BATCH_BYTES: Final = 64 * 1024
 Buffers = Sequence[bytes | bytearray | memoryview]
+
+
+def body_bytes(buffers: Buffers) -> int:
+    """How long a message of these buffers is."""
+    return sum(map(len, buffers))
 
 
 class _Outgoing:

@@ -36,7 +36,8 @@ from mesh.peer import PeerID
 from mesh.ratelimit import Rate, RateLimiter, TokenBucket
 from mesh.rpc import frame as f
 from mesh.rpc.adapters import JsonAdapter, json_form
-from mesh.rpc.channel import AnsweringChannel, CallingChannel, InboundCall, NotSent, OutboundCall
+from mesh.rpc.answering import AnsweringChannel, InboundCall
+from mesh.rpc.calling import CallingChannel, NotSent, OutboundCall
 from mesh.rpc.config import RPC_PROTOCOL, MethodMetrics, RpcConfig, RpcMetrics
 from mesh.rpc.flow import DATA_LINK, LIBP2P_LINK, LinkLimits
 from mesh.rpc.link import Buffers
@@ -154,7 +155,7 @@ class _Requests:
 
 
 class _Admitted:
-    """A call from a peer that found its method with room for it (mesh.rpc.channel.Admission)."""
+    """A call from a peer that found its method with room for it (mesh.rpc.answering.Admission)."""
 
     def __init__(self, rpc: Rpc, bound: _Bound, peer: PeerID, request: f.Call) -> None:
         self._rpc = rpc
@@ -222,11 +223,11 @@ class _Admitted:
         return buffers
 
     async def recheck(self) -> None:
-        """See mesh.rpc.channel.Admission."""
+        """See mesh.rpc.answering.Admission."""
         await self._rpc._recheck(self._peer, self._bound.spec.limits.least)
 
     def release(self) -> None:
-        """See mesh.rpc.channel.Admission."""
+        """See mesh.rpc.answering.Admission."""
         self._bound.leave(self._peer)
         self._rpc._left()
         metrics = self._bound.metrics
@@ -506,7 +507,7 @@ class Rpc:
         await self.net.disconnect(peer)
 
     def admit(self, remote: PeerID, request: f.Call) -> _Admitted:
-        """For channels: see mesh.rpc.channel.Service."""
+        """For channels: see mesh.rpc.answering.Service."""
         is_ours = remote == self.net.local.peer_id
         if not is_ours and not self._rates.take(remote, trio.current_time()):
             raise RemoteFailure(BUSY, "you make too many calls a second", retryable=True)
@@ -527,17 +528,17 @@ class Rpc:
 
     @property
     def is_ending(self) -> bool:
-        """For channels: see mesh.rpc.channel.Service."""
+        """For channels: see mesh.rpc.answering.Service."""
         return self.net.draining.is_set()
 
     def reserve(self, amount: int) -> None:
-        """For channels: see mesh.rpc.channel.Service."""
+        """For channels: see mesh.rpc.answering.Service."""
         if amount > 0 and self.metrics.buffered_bytes + amount > self.config.max_buffered_bytes:
             raise RemoteFailure(BUSY, "too many bytes on their way to this node", retryable=True)
         self.metrics.buffered_bytes += amount
 
     def status_of_exception(self, error: BaseException, where: str) -> Status:
-        """For channels: see mesh.rpc.channel.Service. What is not a MeshError is logged and told as `internal`."""
+        """For channels: see mesh.rpc.answering.Service. What is not a MeshError is logged and told as `internal`."""
         where = f.printable(where, _MAX_WHERE_BYTES)  # the caller's own words
         if isinstance(error, BaseExceptionGroup):
             stop, rest = error.split(_MUST_PASS)
