@@ -33,6 +33,7 @@ from multiaddr import Multiaddr
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import first_leaf
+from mesh.ratelimit import TokenBucket
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,11 @@ class YamuxConfig(BaseModel):
     """Unread bytes a stream may hold; throughput over a long way is at most this per round trip."""
     max_inbound_streams: int = Field(default=256, ge=1)
     """Streams the peer may have open with us; further ones are reset."""
+    streams_per_s: float = Field(default=100.0, gt=0)
+    """Streams the peer may open in the long run; each costs over a millisecond of negotiation. Further ones are reset.
+    Our own traffic opens few: calls share one."""
+    streams_burst: float = Field(default=512.0, ge=1)
+    """How many at once."""
     max_outbound_streams: int = Field(default=256, ge=1)
     """Streams we may have open with the peer; opening a further one waits."""
     max_unsent_bytes: int = Field(default=256 * 1024, ge=64 * 1024)
@@ -244,6 +250,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self._next_id = 1 if self._is_initiator else 2
         self._streams: dict[int, YamuxStream] = {}
         self._inbound = 0
+        self._syns = TokenBucket(rate_per_s=self.config.streams_per_s, burst=self.config.streams_burst)
         self._outbound_slots = trio.Semaphore(self.config.max_outbound_streams)
         self._accept_in, self._accept_out = trio.open_memory_channel[YamuxStream](self.config.max_inbound_streams)
         self._outbox: deque[bytes] = deque()
@@ -520,7 +527,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
     def _on_syn(self, stream_id: int, flags: int) -> bool:
         if stream_id == 0 or (stream_id % 2 == 1) == self._is_initiator or stream_id in self._streams:
             raise _Violation(f"stream id {stream_id} is not the peer's to open")
-        if self._inbound >= self.config.max_inbound_streams or self._closing:
+        is_too_fast = not self._syns.take(trio.current_time())
+        if is_too_fast or self._inbound >= self.config.max_inbound_streams or self._closing:
             self._queue_control(_HEADER.pack(0, _WINDOW, _RST, stream_id, 0))
             return False
         if flags & _RST:

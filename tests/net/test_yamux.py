@@ -287,6 +287,20 @@ async def test_more_streams_than_allowed_are_reset(autojump_clock):
         assert (flags, stream) == (ACK, 20)
 
 
+async def test_streams_opened_too_fast_are_reset(autojump_clock):
+    async with hostile(YamuxConfig(streams_per_s=2.0, streams_burst=4.0)) as (ours, peer):
+
+        async def flood(first: int, count: int) -> list[int]:
+            for number in range(first, first + count):
+                await peer.send_frame(WINDOW, SYN | FIN, 2 + 2 * number)
+            return [(await peer.receive_frame())[1] for _ in range(count)]
+
+        assert (await flood(0, 10)).count(RST) == 6
+        await trio.sleep(1.0)
+        assert (await flood(10, 10)).count(RST) == 8
+        assert not ours.is_closed
+
+
 async def test_replies_nobody_reads_do_not_pile_up(autojump_clock):
     async with hostile(YamuxConfig(max_unsent_control_bytes=4096)) as (ours, peer):
         ours.secured_conn.gate = trio.Event()
