@@ -80,8 +80,8 @@ async def mesh_tls() -> AsyncIterator[Pair]:
     one = client.wrap_socket(ours, server_hostname="x", do_handshake_on_connect=False, suppress_ragged_eofs=False)
     two = server.wrap_socket(theirs, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(handshake, one, server_certificate)
-        nursery.start_soon(handshake, two, client_certificate)
+        nursery.start_soon(handshake, one, lambda: server_certificate)
+        nursery.start_soon(handshake, two, lambda: client_certificate)
     a, b = TlsStream(one, PEER), TlsStream(two, PEER)
     yield a, b
     await a.reset()

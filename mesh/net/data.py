@@ -482,17 +482,8 @@ class DataPlane:
                 _close(sock)
 
     async def _claim(self, sock: ssl.SSLSocket) -> _Waiting:
-        while True:
-            try:
-                sock.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(sock)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(sock)
-        waiting = self._claimed[sock]
-        await handshake(sock, waiting.certificate)
-        return waiting
+        await handshake(sock, lambda: self._claimed[sock].certificate)
+        return self._claimed[sock]
 
 
 class _Expected:
@@ -531,7 +522,7 @@ async def _dial(
             context = client_context(identity, theirs.certificate)
             sock = await dial(ip, theirs.port)
             tls = sock = _wrap(context, sock, server_side=False, name=agreement.name)
-            await handshake(tls, theirs.certificate)
+            await handshake(tls, lambda: theirs.certificate)
             stream = TlsStream(tls, peer)
             # A handshake can succeed here although the other side refuses our certificate: only its ack says not.
             await stream.send_all(agreement.hello)

@@ -135,8 +135,9 @@ async def dial(ip: str, port: int) -> socket.socket:
     return sock
 
 
-async def handshake(sock: ssl.SSLSocket, certificate: bytes) -> None:
-    """Finish the handshake with the holder of exactly that certificate. Raises ssl.SSLError, OSError."""
+async def handshake(sock: ssl.SSLSocket, certificate: Callable[[], bytes]) -> None:
+    """Finish the handshake with the holder of exactly that certificate (a listener knows which only once it heard the
+    server name). Raises ssl.SSLError, OSError."""
     while True:
         try:
             sock.do_handshake()
@@ -146,7 +147,7 @@ async def handshake(sock: ssl.SSLSocket, certificate: bytes) -> None:
         except ssl.SSLWantWriteError:
             await trio.lowlevel.wait_writable(sock)
     # OpenSSL has checked the chain against the only certificate it trusts; this says the same without OpenSSL.
-    if sock.getpeercert(binary_form=True) != certificate or sock.version() != "TLSv1.3":
+    if sock.getpeercert(binary_form=True) != certificate() or sock.version() != "TLSv1.3":
         raise ssl.SSLError("the peer shows another certificate than it offered")
     if sock.selected_alpn_protocol() != ALPN:
         raise ssl.SSLError(f"the peer does not speak {ALPN}")

@@ -266,7 +266,7 @@ class Attacker(Node):
             suppress_ragged_eofs=False,
         )
         try:
-            await handshake(tls, theirs.certificate)
+            await handshake(tls, lambda: theirs.certificate)
         except BaseException:
             trio.lowlevel.notify_closing(tls)
             tls.close()
