@@ -57,6 +57,8 @@ async def connect(
     """A client of these nodes; connections are made when calls are. What nodes let it do depends on `identity` (a
     registered client id is a member; a throwaway key, the default, is a stranger). `authorizer` says whom it may call;
     anybody, by default. Raises ConfigError for an address that is none."""
+    if isinstance(peers, str):
+        peers = [peers]
     infos = [info if isinstance(info, PeerInfo) else parse_peers([info], flag="peers")[0] for info in peers]
     net = Libp2pNetwork(identity or PeerKey.generate(), Libp2pConfig(listen=()))
     data = DataPlane(net, hosts=())

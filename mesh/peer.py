@@ -84,6 +84,10 @@ class PeerInfo:
         except ValueError as error:
             raise RemoteProtocolError(f"{text!r} is not a multiaddr: {error}") from error
 
+    def __str__(self) -> str:
+        """Its multiaddrs, as `connect` and --initial_peers take them; the id alone when there are none."""
+        return " ".join(self.multiaddrs()) or str(self.peer_id)
+
     def multiaddrs(self) -> tuple[str, ...]:
         """The full texts, `/ip4/…/tcp/…/p2p/…`."""
         return tuple(f"{address}/p2p/{self.peer_id}" for address in self.addrs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import random
@@ -21,8 +22,17 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from mesh.config import DEFAULT_CHAIN_URL
-from mesh.errors import ConfigError, ExtrinsicFailed, ExtrinsicInvalid, KeyFileError, MeshError, WorkerError
+from mesh.errors import (
+    ConfigError,
+    ExtrinsicFailed,
+    ExtrinsicInvalid,
+    KeyFileError,
+    MeshError,
+    RemoteFailure,
+    WorkerError,
+)
 from mesh.identity import AccountKey, load_account_key
+from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
@@ -117,6 +127,8 @@ def sentence(error: BaseException) -> str:
             f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']} (got {item['input']!r})"
             for item in error.errors(include_url=False, include_context=False)
         )
+    if isinstance(error, RemoteFailure) and error.details:
+        return f"{error} {printable(json.dumps(error.details), 512)}"
     return str(error)
 
 

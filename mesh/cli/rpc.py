@@ -58,7 +58,7 @@ def call(
     peer: str,
     protocol: str,
     method: str,
-    request: str = "{}",
+    request: Annotated[str, Parameter(allow_leading_hyphen=True)] = "{}",
     /,
     *,
     identity_path: Identity = None,

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import trio
 
 from mesh.auth.authorizer import PeerClass
-from mesh.errors import MeshError, NotAuthorized, RemoteProtocolError
+from mesh.errors import MeshError, NotAuthorized, RemoteFailure, RemoteProtocolError
 from mesh.net.base import Stream
 from mesh.peer import PeerID
 from mesh.rpc import frame as f
@@ -16,7 +16,7 @@ from mesh.rpc.config import RpcConfig, RpcMetrics
 from mesh.rpc.flow import Intake, LinkLimits, Stale
 from mesh.rpc.inbox import Assembly, Inbox
 from mesh.rpc.link import Buffers, LinkReader, LinkWriter, Sender, body_bytes, until_first, watch
-from mesh.rpc.status import BUSY, OK, TIMEOUT, Status, error_of
+from mesh.rpc.status import BUSY, OK, TIMEOUT, TOO_LARGE, Status, error_of
 
 _UNWATCHED_BYTES: Final = 4096
 """An answer this small is not waited for: its handler's task ends once it is queued."""
@@ -202,7 +202,10 @@ class AnsweringChannel:
     def reserve(self, call: InboundCall, amount: int) -> None:
         """Take buffer space for a call, of this channel's share and the node's (negative gives back). Raises
         RemoteFailure `busy`."""
-        if amount > 0 and self._reserved + amount > self.config.max_buffered_bytes_per_channel:
+        most = self.config.max_buffered_bytes_per_channel
+        if call.reserved + amount > most:
+            raise RemoteFailure(TOO_LARGE, f"it takes more than the {most} bytes this node buffers for one peer")
+        if amount > 0 and self._reserved + amount > most:
             raise error_of(Status(BUSY, "", "too many bytes on their way on this channel", True))
         self._service.reserve(amount)
         self._reserved += amount

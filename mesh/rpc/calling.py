@@ -65,7 +65,7 @@ class OutboundCall:
         if self.error is not None:
             raise self.error
         if self.done.is_set():
-            raise StreamBroken("the call has ended: its answer is there")
+            raise StreamBroken("the call has ended, it takes no more requests: await result() for its answer")
 
     async def result(self) -> bytearray:
         """The one answer, or the end of a stream of answers. Raises the call's error."""

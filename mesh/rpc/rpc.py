@@ -246,17 +246,17 @@ class _Exchange:
     def __init__(self, spec: MethodSpec, call: OutboundCall) -> None:
         self._spec = spec
         self._call = call
-        self._is_ended = not spec.shape & f.Shape.REQUESTS
+        self.is_ended = not spec.shape & f.Shape.REQUESTS
 
     async def send(self, request: Any) -> None:
-        if self._is_ended:
+        if self.is_ended:
             raise LocalProtocolError(f"{self._spec} takes no more requests: it has its one, or `end` was called")
         await self._call.send(_pack(self._spec, request))
 
     async def end(self) -> None:
         await trio.lowlevel.checkpoint()
-        if not self._is_ended:
-            self._is_ended = True
+        if not self.is_ended:
+            self.is_ended = True
             self._call.end()
 
     async def result(self) -> Any:
@@ -294,6 +294,29 @@ def _unpack(spec: MethodSpec, body: bytearray) -> Any:
     return spec.response.unpack(body, max_bytes=spec.limits.max_response_bytes)
 
 
+class _Opening:
+    """A call with streams before it is entered: it says what to do to whoever awaits or iterates over it."""
+
+    def __init__(self, spec: MethodSpec, manager: AbstractAsyncContextManager[Exchange[Any, Any]]) -> None:
+        self._hint = f"{spec} {_in_words(spec.shape)}: `async with stub.{PREFIX}{spec.name}(...) as call:`"
+        self._manager = manager
+
+    async def __aenter__(self) -> Exchange[Any, Any]:
+        return await self._manager.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await self._manager.__aexit__(*error)
+
+    def __await__(self) -> Any:
+        raise LocalProtocolError(self._hint)
+
+    def __aiter__(self) -> Any:
+        raise LocalProtocolError(self._hint)
+
+    def __getattr__(self, name: str) -> Any:
+        raise LocalProtocolError(self._hint)
+
+
 class _Stub:
     """A peer's service. To mypy it is the servicer itself."""
 
@@ -310,9 +333,16 @@ class _Stub:
         rpc, peer = self._rpc, self.peer
         if spec.shape is f.Shape.ONE:
             return lambda request, *, timeout_s=None: rpc._unary(spec, peer, request, timeout_s)
-        if spec.shape & f.Shape.REQUESTS:
-            return lambda *, timeout_s=None: rpc._open_call(spec, peer, None, timeout_s)
-        return lambda request, *, timeout_s=None: rpc._open_call(spec, peer, request, timeout_s)
+
+        def opened(*requests: Any, timeout_s: float | None = None) -> _Opening:
+            takes = 0 if spec.shape & f.Shape.REQUESTS else 1
+            if len(requests) != takes:
+                raise LocalProtocolError(
+                    f"{spec} {_in_words(spec.shape)}: call it with {takes} request{'s' * (not takes)}"
+                )
+            return _Opening(spec, rpc._open_call(spec, peer, requests[0] if takes else None, timeout_s))
+
+        return opened
 
 
 class Rpc:
@@ -360,12 +390,14 @@ class Rpc:
             lifetime=Lifetime.CHANNEL,
         )
         if data is not None:
-            data.serve(self._accept_data, lambda peer: authorizer.authorize(peer, _DATA, PeerClass.MEMBER))
+            data.serve(self._accept_data, self._authorize_data)
 
     # --- serving ---
 
     def serve(self, servicer: Servicer) -> None:
         """Answer calls to this servicer's methods. Raises LocalProtocolError when its protocol is served already."""
+        if isinstance(servicer, type):
+            raise LocalProtocolError(f"serve an instance: {servicer.__name__}(), not the class")
         if not servicer.methods:
             raise LocalProtocolError(f"{type(servicer).__name__} has no {PREFIX} methods")
         if servicer.protocol in self.served():
@@ -435,10 +467,13 @@ class Rpc:
         if peer != self.net.local.peer_id:
             await self._authorizer.recheck(peer, least)
 
+    async def _authorize_data(self, peer: PeerID) -> None:
+        _at_least(PeerClass.MEMBER, await self._authorizer.authorize(peer, _DATA, PeerClass.MEMBER), peer, _DATA)
+
     async def _class_of(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
         if peer == self.net.local.peer_id:
             return PeerClass.MEMBER
-        found = await self._authorizer.authorize(peer, method, least)
+        found = _at_least(least, await self._authorizer.authorize(peer, method, least), peer, method)
         # After authorization: what strangers are refused must not use up what members may call.
         if not self._rate.take(trio.current_time()):
             raise RemoteFailure(BUSY, "this node gets too many calls a second", retryable=True)
@@ -562,6 +597,7 @@ class Rpc:
 
         One request, one answer: `await stub.rpc_x(request, timeout_s=...)`. Streams: `async with stub.rpc_x(...) as
         call:` gives an Exchange. Errors are those of `call`."""
+        _check_peer(peer)
         return cast(ServicerT, _Stub(self, servicer, peer))
 
     async def call(
@@ -670,9 +706,10 @@ class Rpc:
         return self._open_call(spec, peer, text, timeout_s)
 
     async def _unary(self, spec: MethodSpec, peer: PeerID, request: Any, timeout_s: float | None) -> Any:
+        _check_peer(peer)
         buffers = _pack(spec, request)
         limits = spec.limits
-        timeout_s = limits.timeout_s if timeout_s is None else min(timeout_s, limits.timeout_s)
+        timeout_s = _timeout(spec, timeout_s)
         deadline = trio.current_time() + timeout_s
         key = self._rng.randbytes(_KEY_BYTES) if limits.repeat is Repeat.KEYED else b""
         head = self._head(spec, key)
@@ -688,12 +725,14 @@ class Rpc:
                 raise RequestTimeout(f"{peer.short} did not answer {spec} within {timeout_s:g} s")
             return _unpack(spec, body)
         except MeshError as error:
-            self._failed(peer, error)
+            # Who waits for less than the method may take cannot tell slow from dead.
+            is_impatient = isinstance(error, RequestTimeout) and timeout_s < limits.timeout_s
+            self._failed(peer, error, is_theirs=not is_impatient)
             raise
 
-    def _failed(self, peer: PeerID, error: MeshError) -> None:
+    def _failed(self, peer: PeerID, error: MeshError, *, is_theirs: bool = True) -> None:
         self.metrics.count_error(self.metrics.errors_out, status_of(error).code)
-        if isinstance(error, NetworkError) and not isinstance(error, PeerSuspended | _NoPlace):
+        if is_theirs and isinstance(error, NetworkError) and not isinstance(error, PeerSuspended | _NoPlace):
             self.standings.failed(peer, trio.current_time())
 
     def _head(self, spec: MethodSpec, key: bytes) -> f.Call:
@@ -751,15 +790,17 @@ class Rpc:
     async def _open_call(
         self, spec: MethodSpec, peer: PeerID, request: Any, timeout_s: float | None
     ) -> AsyncIterator[Exchange[Any, Any]]:
+        _check_peer(peer)
         takes_stream = bool(spec.shape & f.Shape.REQUESTS)
         if takes_stream and request is not None:
             raise LocalProtocolError(f"{spec} takes a stream of requests: send them")
         buffers = () if takes_stream else _pack(spec, request)
-        timeout_s = spec.limits.timeout_s if timeout_s is None else min(timeout_s, spec.limits.timeout_s)
+        timeout_s = _timeout(spec, timeout_s)
         deadline = trio.current_time() + timeout_s
         self.metrics.calls_out += 1
         channel: CallingChannel | None = None
         call: OutboundCall | None = None
+        exchange: _Exchange | None = None
         try:
             with trio.CancelScope(deadline=deadline) as scope:
                 await self._may_call(spec, peer)
@@ -774,9 +815,11 @@ class Rpc:
                         if is_last:
                             raise
                 assert call is not None
-                yield cast(Exchange[Any, Any], _Exchange(spec, call))
+                exchange = _Exchange(spec, call)
+                yield cast(Exchange[Any, Any], exchange)
             if scope.cancelled_caught:
-                raise RequestTimeout(f"{peer.short} did not finish {spec} within {timeout_s:g} s")
+                hint = "" if exchange is None or exchange.is_ended else " (`end` was not called)"
+                raise RequestTimeout(f"{peer.short} did not finish {spec} within {timeout_s:g} s{hint}")
         except MeshError as error:
             # What failed in the caller's block is no fault of the peer.
             if call is None or error is call.error or (scope.cancelled_caught and not call.is_heard):
@@ -793,7 +836,8 @@ class Rpc:
     async def _may_call(self, spec: MethodSpec, peer: PeerID) -> None:
         self.standings.may_call(peer, trio.current_time())
         if spec.limits.server is not PeerClass.PUBLIC and peer != self.net.local.peer_id:
-            await self._authorizer.classify(peer, str(spec), spec.limits.server)
+            least = spec.limits.server
+            _at_least(least, await self._authorizer.classify(peer, str(spec), least), peer, str(spec))
 
     # --- channels for our calls ---
 
@@ -885,7 +929,12 @@ class Rpc:
         assert self._data is not None
         try:
             with trio.move_on_after(self.config.dial_timeout_s):
-                await self._authorizer.classify(peer, _DATA, PeerClass.MEMBER)
+                _at_least(
+                    PeerClass.MEMBER,
+                    await self._authorizer.classify(peer, _DATA, PeerClass.MEMBER),
+                    peer,
+                    _DATA,
+                )
                 stream = await self._data.open(peer)
                 self._data_failed.pop(peer, None)
                 self.metrics.data_opened += 1
@@ -908,6 +957,26 @@ class Rpc:
         assert self._nursery is not None
         self._nursery.start_soon(self._accept, theirs)
         return ours
+
+
+def _at_least(least: PeerClass, found: object, peer: PeerID, method: str) -> PeerClass:
+    """What an authorizer said, held against what was asked for: one that forgets to compare lets nobody in."""
+    if not isinstance(found, PeerClass) or found < least:
+        raise NotAuthorized("class-too-low", f"{method} is for {least.name.lower()}s, and {peer} is none here")
+    return found
+
+
+def _check_peer(peer: object) -> None:
+    if not isinstance(peer, PeerID):
+        raise LocalProtocolError(
+            f"a peer is a PeerID, not a {type(peer).__name__}: PeerID.parse(text), or info.peer_id"
+        )
+
+
+def _timeout(spec: MethodSpec, asked_s: float | None) -> float:
+    if asked_s is not None and asked_s <= 0:
+        raise LocalProtocolError(f"timeout_s is {asked_s}: above 0, at most the {spec.limits.timeout_s:g} s of {spec}")
+    return spec.limits.timeout_s if asked_s is None else min(asked_s, spec.limits.timeout_s)
 
 
 def _make_room(table: OrderedDict[PeerID, CallingChannel], most: int) -> bool:

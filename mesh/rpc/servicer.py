@@ -229,6 +229,8 @@ def method(
     for name, value in (("max_request_bytes", max_request_bytes), ("max_response_bytes", max_response_bytes)):
         if not 1 <= value <= f.MAX_BODY_BYTES:
             raise LocalProtocolError(f"{name} is {value}: 1 to {f.MAX_BODY_BYTES}")
+    if not (isinstance(least, PeerClass) and isinstance(server, PeerClass) and isinstance(repeat, Repeat)):
+        raise LocalProtocolError("least and server are PeerClass values, and repeat is a Repeat")
     if max_concurrent_per_peer is None:
         max_concurrent_per_peer = max(1, max_concurrent // 2)
     for name, value in (("max_concurrent", max_concurrent), ("max_concurrent_per_peer", max_concurrent_per_peer)):
@@ -269,6 +271,11 @@ class Servicer:
         functions: dict[str, Callable[..., Any]] = {}
         for owner in reversed(cls.__mro__):
             functions |= {k: v for k, v in vars(owner).items() if k.startswith(PREFIX) and callable(v)}
+            for name, value in vars(owner).items():
+                if hasattr(value, _LIMITS) and not name.startswith(PREFIX):
+                    raise LocalProtocolError(
+                        f"{cls.__name__}.{name}: a method is served when its name begins with rpc_"
+                    )
         if not functions:
             return
         if not _PROTOCOL_RE.fullmatch(cls.protocol) or len(cls.protocol) > f.MAX_PROTOCOL_CHARS:

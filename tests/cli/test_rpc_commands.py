@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -57,6 +58,17 @@ def test_a_call(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert json.loads(out)["subnet"] == "mock"
     assert json.loads(run(capsys, "call", address, "/mesh/mock/1.0.0", "rpc_alive", "{}")[1])["heartbeats"] >= 0
+
+
+def test_requests_come_from_standard_input(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}\n"))
+    code, out, _ = run(capsys, "call", address, "/mesh/health/1.0.0", "health", "-")
+    assert code == 0
+    assert json.loads(out)["subnet"] == "mock"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}\n{}\n"))
+    assert "takes one request, and 2 were given" in run(capsys, "call", address, "/mesh/health/1.0.0", "health", "-")[2]
 
 
 @pytest.mark.parametrize(
