@@ -193,6 +193,7 @@ class AnsweringChannel:
                 except MeshError as error:
                     failure = error  # raised below, as the nursery would wrap it
                 self._nursery.cancel_scope.cancel()
+            self._nursery = None
         if failure is not None:
             raise failure
 

@@ -169,7 +169,11 @@ class LinkWriter:
         finally:
             self.is_over = True
             for sender in (*self._heads, *self._bodies):
+                sender.is_queued = False
                 sender.wake()
+            for queue in (self._heads, self._bodies):
+                queue.clear()  # what it held does not wait for the garbage collector
+            self._control.clear()
         if self._scope.cancelled_caught:
             raise StreamBroken(f"{self._stream.remote.short} leaves {self._config.max_queued_frames} frames unread")
 

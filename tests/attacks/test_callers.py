@@ -152,7 +152,9 @@ def test_channels_opened_and_left(scale: Scale) -> None:
             assert max(by_peer.values()) <= CONFIG.max_channels_in_per_peer
         assert it.honest.metrics.channels_opened == 1
 
-    simulate(attack, crowd=200, authorizer=members_only, settle_s=CONFIG.idle_in_s + 1)
+    # The simulated network remembers what the attackers left open: some 3 KiB a stream of theirs.
+    theirs = 4096 * scale.operations
+    simulate(attack, crowd=200, authorizer=members_only, settle_s=CONFIG.idle_in_s + 1, max_growth=(24 << 20) + theirs)
     assert opened[True] > 2 * CONFIG.max_channels_in
 
 
