@@ -274,7 +274,8 @@ async def sybils(field: Field, scale: Scale) -> None:
                     await other.disconnect(peer.peer_id)
             assert field.victim.net._inbound_by_ip["127.0.0.1"] <= PER_IP
         nursery.cancel_scope.cancel()
-    assert field.seen["refused"]
+    # On a busy machine the time may be over before the address has used up what it may.
+    assert field.seen["refused"] or field.seen["connected"] < PER_IP
 
 
 ATTACKS: dict[str, Attack] = {
