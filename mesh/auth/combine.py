@@ -71,7 +71,8 @@ class _Parts:
         return self.changes
 
     async def _decide(self, question: Question, least: PeerClass) -> PeerClass:
-        raise NotImplementedError
+        """What the parts say together; each combinator's own."""
+        raise NotImplementedError  # abstract: _Parts itself is never an authorizer
 
 
 class AllOf(_Parts):

@@ -46,12 +46,12 @@ class Scale:
     operations: int
     seconds: float
 
-    def rounds(self, size: int = 1) -> Iterator[int]:
-        """Numbers of operations, `size` apart. The first round always happens."""
+    def rounds(self, size: int = 1, *, least: int = 1) -> Iterator[int]:
+        """Numbers of operations, `size` apart. The first `least` operations always happen, however long they take."""
         end = time.perf_counter() + self.seconds
         for number in range(0, self.operations, size):
             yield number
-            if time.perf_counter() > end:
+            if number + size >= least and time.perf_counter() > end:
                 return
 
 

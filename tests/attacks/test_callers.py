@@ -102,7 +102,7 @@ def test_bytes_that_dribble(scale: Scale) -> None:
         if number % 2:
             await put(stream, call(1, body=BODY))  # a good one first
         begun = trio.current_time()
-        data = call(2, body=BODY) if rng.random() < 0.5 else f.encode(f.Message(2, 60_000, bytes(60_000)))
+        data = call(2, body=BODY) if rng.random() < 0.5 else call(2, body=bytes(60_000))
         pause_s = rng.choice((0.3, 1.0, 4.9))
         for byte in data:
             if not await put(stream, bytes((byte,))):
@@ -115,8 +115,8 @@ def test_bytes_that_dribble(scale: Scale) -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(first, first + TOGETHER):
                     nursery.start_soon(one, it, number)
-        # Some are violations by what they say (a message of no call); being slow is none.
-        assert it.victim.metrics.violations < len(lives)
+        assert lives
+        assert it.victim.metrics.violations == 0  # what they say is allowed, and a network that stalls looks the same
 
     simulate(attack, crowd=50)
     assert max(lives) <= CONFIG.frame_timeout_s + 4.9 + 0.1  # noticed with the next byte

@@ -262,7 +262,7 @@ async def sybils(field: Field, scale: Scale) -> None:
     async with trio.open_nursery() as nursery:
         for net in crowd:
             await nursery.start(net.run)
-        for number in scale.rounds():
+        for number in scale.rounds(least=len(crowd)):
             net = crowd[number % len(crowd)]
             try:
                 await net.connect(peer)
@@ -274,8 +274,7 @@ async def sybils(field: Field, scale: Scale) -> None:
                     await other.disconnect(peer.peer_id)
             assert field.victim.net._inbound_by_ip["127.0.0.1"] <= PER_IP
         nursery.cancel_scope.cancel()
-    # On a busy machine the time may be over before the address has used up what it may.
-    assert field.seen["refused"] or field.seen["connected"] < PER_IP
+    assert field.seen["refused"]
 
 
 ATTACKS: dict[str, Attack] = {
