@@ -15,7 +15,7 @@ A caller of this protocol asks at three moments: `authorize` before it serves a 
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import trio
 
@@ -33,6 +33,11 @@ class PeerClass(enum.IntEnum):
     """Bootnodes listed on chain or in configuration: routing."""
     MEMBER = 3
     """Peer, bootnode or client id of a registered node with the subnet's least class and stake."""
+
+
+def is_enough(found: object, least: PeerClass) -> TypeGuard[PeerClass]:
+    """Whether an answer is a class, and at least that one: an authorizer that forgets to compare lets nobody in."""
+    return isinstance(found, PeerClass) and found >= least
 
 
 class Authorizer(Protocol):

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import trio
 
-from mesh.auth.authorizer import Authorizer, PeerClass
+from mesh.auth.authorizer import Authorizer, PeerClass, is_enough
 from mesh.errors import ChainError, ConfigError, MeshError, NotAuthorized, first_leaf
 from mesh.peer import PeerID
 
@@ -155,7 +155,7 @@ async def _answer(part: Authorizer, question: Question, least: PeerClass) -> Pee
         if not isinstance(error, MeshError):
             log.exception("an authorizer (%s) crashed; the peer is refused", name)
         raise NotAuthorized("internal", "this node could not find out whether that is allowed.") from error
-    if not isinstance(found, PeerClass) or found < least:
+    if not is_enough(found, least):
         log.error("an authorizer (%s) answered %r where %s was asked for; refused", name, found, least.name)
         raise NotAuthorized("internal", "this node could not find out whether that is allowed.")
     return found

@@ -16,7 +16,7 @@ from mesh.rpc.config import RpcConfig, RpcMetrics
 from mesh.rpc.flow import Intake, LinkLimits, Stale
 from mesh.rpc.inbox import Assembly, Inbox
 from mesh.rpc.link import Buffers, LinkReader, LinkWriter, Sender, body_bytes, until_first, watch
-from mesh.rpc.status import BUSY, OK, TIMEOUT, TOO_LARGE, Status, error_of
+from mesh.rpc.status import BUSY, OK, TIMEOUT, TOO_LARGE, Status
 
 _UNWATCHED_BYTES: Final = 4096
 """An answer this small is not waited for: its handler's task ends once it is queued."""
@@ -207,7 +207,7 @@ class AnsweringChannel:
         if call.reserved + amount > most:
             raise RemoteFailure(TOO_LARGE, f"it takes more than the {most} bytes this node buffers for one peer")
         if amount > 0 and self._reserved + amount > most:
-            raise error_of(Status(BUSY, "", "too many bytes on their way on this channel", True))
+            raise RemoteFailure(BUSY, "too many bytes on their way on this channel", retryable=True)
         self._service.reserve(amount)
         self._reserved += amount
         call.reserved += amount
@@ -268,7 +268,7 @@ class AnsweringChannel:
         admission: Admission | None = None
         try:
             if len(self.calls) >= self.config.max_calls_in_per_channel:
-                raise error_of(Status(BUSY, "", f"more than {len(self.calls)} calls at once", True))
+                raise RemoteFailure(BUSY, f"more than {len(self.calls)} calls at once", retryable=True)
             admission = self._service.admit(self.stream.remote, request)
             now = trio.current_time()
             timeout_s = min(request.timeout_ms / 1000, admission.timeout_s)

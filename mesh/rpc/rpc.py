@@ -12,12 +12,12 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Any, Final, Protocol, cast, overload
 
 import trio
 
-from mesh.auth.authorizer import Authorizer, PeerClass
+from mesh.auth.authorizer import Authorizer, PeerClass, is_enough
 from mesh.errors import (
     DialFailed,
     LocalProtocolError,
@@ -35,12 +35,12 @@ from mesh.net.base import Handler, Lifetime, Network, Stream
 from mesh.peer import PeerID
 from mesh.ratelimit import Rate, RateLimiter, TokenBucket
 from mesh.rpc import frame as f
-from mesh.rpc.adapters import JsonAdapter, json_form
-from mesh.rpc.answering import AnsweringChannel, InboundCall
+from mesh.rpc.adapters import JsonAdapter
+from mesh.rpc.answering import AnsweringChannel
 from mesh.rpc.calling import CallingChannel, NotSent, OutboundCall
 from mesh.rpc.config import RPC_PROTOCOL, MethodMetrics, RpcConfig, RpcMetrics
 from mesh.rpc.flow import DATA_LINK, LIBP2P_LINK, LinkLimits
-from mesh.rpc.link import Buffers
+from mesh.rpc.link import Buffers, body_bytes
 from mesh.rpc.replies import ReplyCache
 from mesh.rpc.servicer import (
     PREFIX,
@@ -59,9 +59,11 @@ from mesh.rpc.servicer import (
     spec_of,
     version_of,
 )
+from mesh.rpc.serving import Admitted, Bound
 from mesh.rpc.standing import Standings
-from mesh.rpc.status import BAD_REQUEST, BUSY, INTERNAL, TOO_LARGE, UNKNOWN_METHOD, Status, status_of
-from mesh.trace import CURRENT, Trace, child
+from mesh.rpc.status import BAD_REQUEST, BUSY, INTERNAL, UNKNOWN_METHOD, Status, status_of
+from mesh.rpc.stub import OpenExchange, PeerStub, in_words, pack_request, unpack_answer
+from mesh.trace import child
 
 log = logging.getLogger(__name__)
 
@@ -99,252 +101,6 @@ class DataConnections(Protocol):
         ...
 
 
-# --- answering ----------------------------------------------------------------------------------------------------
-
-
-class _Bound:
-    """A served method and how many calls of it run."""
-
-    def __init__(self, spec: MethodSpec, run: Callable[..., Any], metrics: MethodMetrics) -> None:
-        self.spec = spec
-        self.run = run
-        self.metrics = metrics
-        self.running = 0
-        self.by_peer: dict[PeerID, int] = {}
-
-    def enter(self, peer: PeerID, body_size: int) -> None:
-        """Take a place. Raises RemoteFailure."""
-        limits = self.spec.limits
-        if body_size > limits.max_request_bytes:
-            raise RemoteFailure(TOO_LARGE, f"{self.spec} takes {limits.max_request_bytes} bytes, not {body_size}")
-        if self.running >= limits.max_concurrent:
-            raise RemoteFailure(BUSY, f"{self.spec} is running {self.running} times already", retryable=True)
-        own = self.by_peer.get(peer, 0)
-        if own >= limits.max_concurrent_per_peer:
-            raise RemoteFailure(BUSY, f"{self.spec} is running {own} times for you already", retryable=True)
-        self.by_peer[peer] = own + 1
-        self.running += 1
-        self.metrics.calls += 1
-        self.metrics.running = self.running
-
-    def leave(self, peer: PeerID) -> None:
-        """Give the place back."""
-        self.running -= 1
-        self.metrics.running = self.running
-        if self.by_peer[peer] > 1:
-            self.by_peer[peer] -= 1
-        else:
-            del self.by_peer[peer]
-
-
-class _Requests:
-    """A stream of requests as a method sees it: an async iterator."""
-
-    def __init__(self, call: InboundCall, unpack: Callable[[bytearray], Any]) -> None:
-        self._inbox = call.open_inbox()
-        self._unpack = unpack
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        body = await self._inbox.next()
-        if body is None:
-            raise StopAsyncIteration
-        return self._unpack(body)
-
-
-class _Admitted:
-    """A call from a peer that found its method with room for it (mesh.rpc.answering.Admission)."""
-
-    def __init__(self, rpc: Rpc, bound: _Bound, peer: PeerID, request: f.Call) -> None:
-        self._rpc = rpc
-        self._bound = bound
-        self._peer = peer
-        self._begun = trio.current_time()
-        self._failed = True
-        limits = bound.spec.limits
-        self.timeout_s = limits.timeout_s
-        self.max_request_bytes = limits.max_request_bytes
-        is_json = bool(request.shape & f.Shape.JSON)
-        self._request = json_form(bound.spec.request) if is_json else bound.spec.request
-        self._response = json_form(bound.spec.response) if is_json else bound.spec.response
-
-    async def answer(self, call: InboundCall) -> Buffers:
-        spec = self._bound.spec
-        request = call.request
-        trace = Trace(request.trace[:16], request.trace[16:]) if request.trace else None
-        CURRENT.set(trace)
-        peer_class = await self._rpc._class_of(call.remote, str(spec), spec.limits.least)
-        call.is_let_in(peer_class)
-        ctx = RpcContext(call.remote, peer_class, call.deadline, request.call_id, trace)
-        if spec.shape & f.Shape.ANSWERS:
-            await self._stream(call, ctx)
-            self._failed = False
-            return ()
-        if spec.shape & f.Shape.REQUESTS:
-            buffers = self._pack(await self._bound.run(_Requests(call, self._unpack), ctx))
-        elif request.key:
-            body = await call.receive()
-            buffers = (await self._keyed(body, request, ctx),)
-        else:
-            buffers = self._pack(await self._bound.run(self._unpack(await call.receive()), ctx))
-        self._failed = False
-        return buffers
-
-    async def _keyed(self, body: bytearray, request: f.Call, ctx: RpcContext) -> bytes:
-        async def run() -> bytes:
-            return b"".join(self._pack(await self._bound.run(self._unpack(body), ctx)))
-
-        key = (request.protocol, request.method, request.key)
-        return await self._rpc.replies.once(self._peer, key, body, run)
-
-    async def _stream(self, call: InboundCall, ctx: RpcContext) -> None:
-        is_stream = bool(self._bound.spec.shape & f.Shape.REQUESTS)
-        request = _Requests(call, self._unpack) if is_stream else self._unpack(await call.receive())
-        async with aclosing(self._bound.run(request, ctx)) as answers:
-            async for answer in answers:
-                await call.send(self._pack(answer))
-
-    def _unpack(self, body: bytearray) -> Any:
-        try:
-            return self._request.unpack(body, max_bytes=self.max_request_bytes)
-        except RemoteProtocolError as error:
-            raise RemoteFailure(BAD_REQUEST, str(error)) from error
-
-    def _pack(self, value: Any) -> Buffers:
-        spec = self._bound.spec
-        if not spec.response.accepts(value):
-            raise LocalProtocolError(f"{spec} answered with a {type(value).__name__}")
-        buffers = self._response.pack(value)
-        size = sum(map(len, buffers))
-        if size > spec.limits.max_response_bytes:
-            raise RemoteFailure(TOO_LARGE, f"the answer has {size} bytes, {spec.limits.max_response_bytes} may be")
-        return buffers
-
-    async def recheck(self) -> None:
-        """See mesh.rpc.answering.Admission."""
-        await self._rpc._recheck(self._peer, self._bound.spec.limits.least)
-
-    def release(self) -> None:
-        """See mesh.rpc.answering.Admission."""
-        self._bound.leave(self._peer)
-        self._rpc._left()
-        metrics = self._bound.metrics
-        seconds = trio.current_time() - self._begun
-        metrics.seconds += seconds
-        metrics.slowest_s = max(metrics.slowest_s, seconds)
-        metrics.failures += self._failed
-
-
-# --- calling ------------------------------------------------------------------------------------------------------
-
-
-class _Exchange:
-    """An open call with streams (mesh.rpc.servicer.Exchange)."""
-
-    def __init__(self, spec: MethodSpec, call: OutboundCall) -> None:
-        self._spec = spec
-        self._call = call
-        self.is_ended = not spec.shape & f.Shape.REQUESTS
-
-    async def send(self, request: Any) -> None:
-        if self.is_ended:
-            raise LocalProtocolError(f"{self._spec} takes no more requests: it has its one, or `end` was called")
-        await self._call.send(_pack(self._spec, request))
-
-    async def end(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if not self.is_ended:
-            self.is_ended = True
-            self._call.end()
-
-    async def result(self) -> Any:
-        if self._spec.shape & f.Shape.ANSWERS:
-            raise LocalProtocolError(f"{self._spec} answers with a stream: iterate over it")
-        await self.end()
-        return _unpack(self._spec, await self._call.result())
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        # No generator: one that is left half-way would be closed by the garbage collector.
-        inbox = self._call.inbox
-        if inbox is None:
-            raise LocalProtocolError(f"{self._spec} has one answer: await result()")
-        body = await inbox.next()
-        if body is None:
-            await self._call.result()
-            raise StopAsyncIteration
-        return _unpack(self._spec, body)
-
-
-def _pack(spec: MethodSpec, request: Any) -> Buffers:
-    if not spec.request.accepts(request):
-        raise LocalProtocolError(f"{spec} takes a {spec.request.type.__name__}, not a {type(request).__name__}")
-    buffers = spec.request.pack(request)
-    size = sum(map(len, buffers))
-    if size > spec.limits.max_request_bytes:
-        raise LocalProtocolError(f"{spec} takes {spec.limits.max_request_bytes} bytes, not {size}")
-    return buffers
-
-
-def _unpack(spec: MethodSpec, body: bytearray) -> Any:
-    return spec.response.unpack(body, max_bytes=spec.limits.max_response_bytes)
-
-
-class _Opening:
-    """A call with streams before it is entered: it says what to do to whoever awaits or iterates over it."""
-
-    def __init__(self, spec: MethodSpec, manager: AbstractAsyncContextManager[Exchange[Any, Any]]) -> None:
-        self._hint = f"{spec} {_in_words(spec.shape)}: `async with stub.{PREFIX}{spec.name}(...) as call:`"
-        self._manager = manager
-
-    async def __aenter__(self) -> Exchange[Any, Any]:
-        return await self._manager.__aenter__()
-
-    async def __aexit__(self, *error: Any) -> bool | None:
-        return await self._manager.__aexit__(*error)
-
-    def __await__(self) -> Any:
-        raise LocalProtocolError(self._hint)
-
-    def __aiter__(self) -> Any:
-        raise LocalProtocolError(self._hint)
-
-    def __getattr__(self, name: str) -> Any:
-        raise LocalProtocolError(self._hint)
-
-
-class _Stub:
-    """A peer's service. To mypy it is the servicer itself."""
-
-    def __init__(self, rpc: Rpc, servicer: type[Servicer], peer: PeerID) -> None:
-        self._rpc = rpc
-        self._servicer = servicer
-        self.peer = peer
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        spec = self._servicer.methods.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
-        if spec is None:
-            names = ", ".join(PREFIX + n for n in self._servicer.methods) or "none"
-            raise AttributeError(f"{self._servicer.__name__} has no method {name!r} (it has: {names})")
-        rpc, peer = self._rpc, self.peer
-        if spec.shape is f.Shape.ONE:
-            return lambda request, *, timeout_s=None: rpc._unary(spec, peer, request, timeout_s)
-
-        def opened(*requests: Any, timeout_s: float | None = None) -> _Opening:
-            takes = 0 if spec.shape & f.Shape.REQUESTS else 1
-            if len(requests) != takes:
-                raise LocalProtocolError(
-                    f"{spec} {_in_words(spec.shape)}: call it with {takes} request{'s' * (not takes)}"
-                )
-            return _Opening(spec, rpc._open_call(spec, peer, requests[0] if takes else None, timeout_s))
-
-        return opened
-
-
 class Rpc:
     """Serves our servicers to peers and calls theirs.
 
@@ -368,7 +124,7 @@ class Rpc:
         self._authorizer = authorizer
         self._rng = rng
         self._data = data
-        self._bound: dict[tuple[str, str], _Bound] = {}
+        self._bound: dict[tuple[str, str], Bound] = {}
         self._calling: OrderedDict[PeerID, CallingChannel] = OrderedDict()
         self._data_calling: OrderedDict[PeerID, CallingChannel] = OrderedDict()
         self._data_failed: OrderedDict[PeerID, tuple[int, float]] = OrderedDict()
@@ -404,7 +160,7 @@ class Rpc:
             raise LocalProtocolError(f"{servicer.protocol} is served already")
         for spec in servicer.methods.values():
             metrics = self.metrics.methods_in[str(spec)] = MethodMetrics()
-            self._bound[spec.protocol, spec.name] = _Bound(spec, getattr(servicer, PREFIX + spec.name), metrics)
+            self._bound[spec.protocol, spec.name] = Bound(spec, getattr(servicer, PREFIX + spec.name), metrics)
 
     def served(self) -> dict[str, list[MethodSpec]]:
         """All methods we serve, by protocol."""
@@ -433,7 +189,8 @@ class Rpc:
             self._hold.enter_context(self.net.hold())
         self._running_calls += 1
 
-    def _left(self) -> None:
+    def left(self) -> None:
+        """For calls: see mesh.rpc.serving.Gate."""
         self._running_calls -= 1
         if not self._running_calls:
             self._hold.close()
@@ -463,14 +220,16 @@ class Rpc:
         assert self._data is not None
         await self._data.close_peer(peer)
 
-    async def _recheck(self, peer: PeerID, least: PeerClass) -> None:
+    async def recheck(self, peer: PeerID, least: PeerClass) -> None:
+        """For calls: see mesh.rpc.serving.Gate."""
         if peer != self.net.local.peer_id:
             await self._authorizer.recheck(peer, least)
 
     async def _authorize_data(self, peer: PeerID) -> None:
         _at_least(PeerClass.MEMBER, await self._authorizer.authorize(peer, _DATA, PeerClass.MEMBER), peer, _DATA)
 
-    async def _class_of(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
+    async def class_of(self, peer: PeerID, method: str, least: PeerClass) -> PeerClass:
+        """For calls: see mesh.rpc.serving.Gate."""
         if peer == self.net.local.peer_id:
             return PeerClass.MEMBER
         found = _at_least(least, await self._authorizer.authorize(peer, method, least), peer, method)
@@ -541,7 +300,7 @@ class Rpc:
             await self._data.close_peer(peer)
         await self.net.disconnect(peer)
 
-    def admit(self, remote: PeerID, request: f.Call) -> _Admitted:
+    def admit(self, remote: PeerID, request: f.Call) -> Admitted:
         """For channels: see mesh.rpc.answering.Service."""
         is_ours = remote == self.net.local.peer_id
         if not is_ours and not self._rates.take(remote, trio.current_time()):
@@ -551,12 +310,12 @@ class Rpc:
             raise RemoteFailure(UNKNOWN_METHOD, f"{request.protocol} {request.method} is not served here")
         spec = bound.spec
         if request.shape & ~f.Shape.JSON != spec.shape:
-            raise RemoteFailure(BAD_REQUEST, f"{spec} {_in_words(spec.shape)}")
+            raise RemoteFailure(BAD_REQUEST, f"{spec} {in_words(spec.shape)}")
         if request.key and spec.limits.repeat is not Repeat.KEYED:
             raise RemoteFailure(BAD_REQUEST, f"{spec} keeps no replies for idempotency keys")
         if self.is_ending and not is_ours:
             raise RemoteFailure(BUSY, "this node is stopping", retryable=True)
-        admitted = _Admitted(self, bound, remote, request)
+        admitted = Admitted(self, bound, remote, request)
         bound.enter(remote, request.size)
         self._entered()
         return admitted
@@ -598,7 +357,7 @@ class Rpc:
         One request, one answer: `await stub.rpc_x(request, timeout_s=...)`. Streams: `async with stub.rpc_x(...) as
         call:` gives an Exchange. Errors are those of `call`."""
         _check_peer(peer)
-        return cast(ServicerT, _Stub(self, servicer, peer))
+        return cast(ServicerT, PeerStub(self, servicer, peer))
 
     async def call(
         self,
@@ -616,7 +375,7 @@ class Rpc:
         RemoteProtocolError, LocalProtocolError. A method that may be repeated is, up to `max_retries` times.
         Cancelled: the handler is cancelled too.
         """
-        response: ResponseT = await self._unary(spec_of(function), peer, request, timeout_s)
+        response: ResponseT = await self.unary(spec_of(function), peer, request, timeout_s)
         return response
 
     @overload
@@ -639,7 +398,7 @@ class Rpc:
 
         Leaving the block ends the call: what was not over is cancelled at the peer. Raises as `call` does; never
         retried, as the answers so far are the caller's."""
-        return self._open_call(spec_of(function), peer, request, timeout_s)
+        return self.open_call(spec_of(function), peer, request, timeout_s)
 
     async def hedge(
         self,
@@ -659,11 +418,9 @@ class Rpc:
         won: list[Any] = []
         failures: list[MeshError] = []
 
-        failed = trio.Event()
-
         async def one(peer: PeerID) -> None:
             try:
-                won.append(await self._unary(spec, peer, request, timeout_s))
+                won.append(await self.unary(spec, peer, request, timeout_s))
                 nursery.cancel_scope.cancel()
             except MeshError as error:
                 failures.append(error)
@@ -703,11 +460,12 @@ class Rpc:
             raise LocalProtocolError("a protocol has 1 to 96 characters and a method 1 to 64")
         limits = MethodLimits(timeout_s=timeout_s)
         spec = MethodSpec(protocol, name, JsonAdapter(), JsonAdapter(), shape | f.Shape.JSON, limits)
-        return self._open_call(spec, peer, text, timeout_s)
+        return self.open_call(spec, peer, text, timeout_s)
 
-    async def _unary(self, spec: MethodSpec, peer: PeerID, request: Any, timeout_s: float | None) -> Any:
+    async def unary(self, spec: MethodSpec, peer: PeerID, request: Any, timeout_s: float | None) -> Any:
+        """For stubs: see mesh.rpc.stub.Caller."""
         _check_peer(peer)
-        buffers = _pack(spec, request)
+        buffers = pack_request(spec, request)
         limits = spec.limits
         timeout_s = _timeout(spec, timeout_s)
         deadline = trio.current_time() + timeout_s
@@ -723,7 +481,7 @@ class Rpc:
                     body = await self._attempts(spec, peer, head, buffers, deadline)
             if body is None:
                 raise RequestTimeout(f"{peer.short} did not answer {spec} within {timeout_s:g} s")
-            return _unpack(spec, body)
+            return unpack_answer(spec, body)
         except MeshError as error:
             # Who waits for less than the method may take cannot tell slow from dead.
             is_impatient = isinstance(error, RequestTimeout) and timeout_s < limits.timeout_s
@@ -760,7 +518,7 @@ class Rpc:
         self, spec: MethodSpec, peer: PeerID, head: f.Call, buffers: Buffers, deadline: float
     ) -> bytearray:
         await self._may_call(spec, peer)
-        size = sum(map(len, buffers))
+        size = body_bytes(buffers)
         for is_last in (False, True):
             channel = await self._channel_for(peer, is_bulk=size >= self.config.data_after_bytes, no_data=is_last)
             try:
@@ -787,20 +545,21 @@ class Rpc:
         return channel.begin(head, buffers, deadline=deadline, max_response_bytes=spec.limits.max_response_bytes)
 
     @asynccontextmanager
-    async def _open_call(
+    async def open_call(
         self, spec: MethodSpec, peer: PeerID, request: Any, timeout_s: float | None
     ) -> AsyncIterator[Exchange[Any, Any]]:
+        """For stubs: see mesh.rpc.stub.Caller."""
         _check_peer(peer)
         takes_stream = bool(spec.shape & f.Shape.REQUESTS)
         if takes_stream and request is not None:
             raise LocalProtocolError(f"{spec} takes a stream of requests: send them")
-        buffers = () if takes_stream else _pack(spec, request)
+        buffers = () if takes_stream else pack_request(spec, request)
         timeout_s = _timeout(spec, timeout_s)
         deadline = trio.current_time() + timeout_s
         self.metrics.calls_out += 1
         channel: CallingChannel | None = None
         call: OutboundCall | None = None
-        exchange: _Exchange | None = None
+        exchange: OpenExchange | None = None
         try:
             with trio.CancelScope(deadline=deadline) as scope:
                 await self._may_call(spec, peer)
@@ -815,7 +574,7 @@ class Rpc:
                         if is_last:
                             raise
                 assert call is not None
-                exchange = _Exchange(spec, call)
+                exchange = OpenExchange(spec, call)
                 yield cast(Exchange[Any, Any], exchange)
             if scope.cancelled_caught:
                 hint = "" if exchange is None or exchange.is_ended else " (`end` was not called)"
@@ -961,7 +720,7 @@ class Rpc:
 
 def _at_least(least: PeerClass, found: object, peer: PeerID, method: str) -> PeerClass:
     """What an authorizer said, held against what was asked for: one that forgets to compare lets nobody in."""
-    if not isinstance(found, PeerClass) or found < least:
+    if not is_enough(found, least):
         raise NotAuthorized("class-too-low", f"{method} is for {least.name.lower()}s, and {peer} is none here")
     return found
 
@@ -989,9 +748,3 @@ def _make_room(table: OrderedDict[PeerID, CallingChannel], most: int) -> bool:
     del table[idle.peer]
     idle.scope.cancel()
     return True
-
-
-def _in_words(shape: f.Shape) -> str:
-    requests = "a stream of requests" if shape & f.Shape.REQUESTS else "one request"
-    answers = "a stream of answers" if shape & f.Shape.ANSWERS else "one answer"
-    return f"takes {requests} and gives {answers}"
