@@ -16,6 +16,7 @@ import msgpack
 
 from mesh.errors import RemoteProtocolError
 from mesh.peer import PeerID
+from mesh.rpc.frame import printable
 
 MAX_OFFER_BYTES: Final = 4096
 NONCE_BYTES: Final = 32
@@ -44,8 +45,7 @@ def encode(value: Offer | Refusal) -> bytes:
     if isinstance(value, Offer):
         body = msgpack.packb((1, value.certificate, value.nonce, value.port))
     else:
-        text = "".join(c if c.isprintable() else " " for c in value.text[:_MAX_TEXT])
-        body = msgpack.packb((0, value.reason[:64], text))
+        body = msgpack.packb((0, value.reason[:64], printable(value.text, _MAX_TEXT)))
     return len(body).to_bytes(2, "big") + bytes(body)
 
 
