@@ -36,7 +36,7 @@ from mesh.errors import (
     RemoteProtocolError,
 )
 from mesh.identity import PeerKey
-from mesh.kad.key import Key, key_bytes, key_of, key_of_peer
+from mesh.kad.key import Key, key_bytes, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
 from mesh.kad.record import Record, Slot, sign_record
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
@@ -300,7 +300,7 @@ class DHT:
 
     async def find_closest(self, key: bytes, k: int = 20) -> list[PeerInfo]:
         """The `k` members closest to a record key (or multihash) that answer now, closest first."""
-        return (await self._find(key_of(key), k=k)).closest(k)
+        return (await self._find(key_of_record(key), k=k)).closest(k)
 
     async def find_peer(self, peer: PeerID) -> PeerInfo:
         """Where a peer can be dialled, as those near it say. Raises DialFailed when none of them knows."""
@@ -413,7 +413,7 @@ class DHT:
 
         if named is None:
             await self._drive(
-                self._lookup(key_of(record.key), k=self._config.replicas, alpha=self._config.replicas), ask
+                self._lookup(key_of_record(record.key), k=self._config.replicas, alpha=self._config.replicas), ask
             )
         else:
             limiter = trio.CapacityLimiter(self._config.max_parallel_stores)
@@ -616,7 +616,7 @@ class DHT:
             await self._give(info, batch)
 
     def _should_hand_over(self, key: bytes, newcomer: PeerID) -> bool:
-        target = key_of(key)
+        target = key_of_record(key)
         closest = [p.peer_id for p in self._table.closest(target, self._config.replicas)]
         if newcomer not in closest:
             return False
@@ -809,7 +809,7 @@ class DHT:
 
     async def _collect(self, key: bytes, *, first: bool) -> dict[Slot, Record]:
         self._validator.rule(key)
-        target = key_of(key)
+        target = key_of_record(key)
         allowed = await self._allowed_owners(key)
         held = self._store.records(key, now=self._clock.now())
         found = {record.slot: record for record in held if record.owner in allowed}
@@ -919,7 +919,7 @@ class DHT:
         closer = self._closer(target, ctx.remote, request.want)
         if request.key is None or self.role is not Role.SERVER:
             return FindReply(role=self.role, closer=closer)
-        if key_of(request.key) != target:
+        if key_of_record(request.key) != target:
             raise RemoteProtocolError("the record key does not lie at the target")
         after = None if request.after is None else (parse_peer(request.after[0]), request.after[1])
         page = self._store.page(
@@ -942,7 +942,7 @@ class DHT:
             try:
                 record = Record.from_bytes(raw)
                 if target is None:
-                    target = key_of(record.key)
+                    target = key_of_record(record.key)
                 if self.role is not Role.SERVER:
                     raise RecordRejected("not-a-replica")
                 await self._accept(record, sender=ctx.remote)

@@ -25,6 +25,18 @@ def key_of(data: bytes) -> Key:
     return Key(int.from_bytes(hashlib.sha256(data).digest(), "big"))
 
 
+def wire_key(key: bytes) -> bytes:
+    """A record key as other libp2p nodes write it: `/<namespace>/<rest>`, by whose first part they choose a
+    validator."""
+    return b"/" + key
+
+
+def key_of_record(key: bytes) -> Key:
+    """Where a record lies: the sha256 of its key as it travels between libp2p nodes, so that theirs and ours
+    look for it in one place."""
+    return key_of(wire_key(key))
+
+
 def key_of_peer(peer: PeerID) -> Key:
     """Where a peer lies: the sha256 of its multihash."""
     return key_of(peer.multihash)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
-from mesh.kad.key import Key, key_of
+from mesh.kad.key import Key, key_of_record
 from mesh.kad.record import Record, Slot, is_equivocation
 from mesh.kad.validator import record_bytes
 from mesh.peer import PeerID
@@ -268,7 +268,7 @@ class RecordStore:
 
     def _rank(self, record: Record) -> tuple[int, int, bytes]:
         """Greatest leaves first: far, then soon to expire."""
-        return (key_of(record.key) ^ self._local, -record.expiry_ms, record.digest)
+        return (key_of_record(record.key) ^ self._local, -record.expiry_ms, record.digest)
 
     def _by_rank(self) -> Iterator[Record]:
         """Replicas, the first to leave first."""
@@ -281,7 +281,7 @@ class RecordStore:
         owners = self._keys.get(record.key)
         if owners is None:
             owners = self._keys[record.key] = {}
-            insort(self._by_distance, (key_of(record.key) ^ self._local, record.key))
+            insort(self._by_distance, (key_of_record(record.key) ^ self._local, record.key))
         owners[record.owner, record.subkey] = _Held(record, keep, size)
         self._count += 1
         self._bytes += size
@@ -300,7 +300,7 @@ class RecordStore:
         held = owners.pop((slot.owner, slot.subkey))
         if not owners:
             del self._keys[slot.key]
-            entry = (key_of(slot.key) ^ self._local, slot.key)
+            entry = (key_of_record(slot.key) ^ self._local, slot.key)
             del self._by_distance[bisect_left(self._by_distance, entry)]
         self._count -= 1
         self._bytes -= held.size

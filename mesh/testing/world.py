@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
-from mesh.kad.key import Key, key_of, key_of_peer
+from mesh.kad.key import Key, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
 from mesh.kad.record import Record, Slot, sign_record
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
@@ -203,13 +203,17 @@ class World:
             subnet_id=SUBNET_ID,
             genesis=GENESIS,
         )
-        message = Message("store", key_of(name), record=record)
+        message = Message("store", key_of_record(name), record=record)
         return self._drive(node, self.config.replicas, message, None, alpha=self.config.replicas)
 
     def get(self, node: WorldNode, name: bytes) -> Outcome:
         """The newest valid records under a key."""
         return self._drive(
-            node, self.config.read_width, Message("find", key_of(name), key=name), None, alpha=self.config.read_width
+            node,
+            self.config.read_width,
+            Message("find", key_of_record(name), key=name),
+            None,
+            alpha=self.config.read_width,
         )
 
     # -- inside --

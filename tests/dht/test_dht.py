@@ -15,7 +15,7 @@ from mesh.dht import DHT, DhtConfig, KadServicer, Role
 from mesh.dht_state import DhtState
 from mesh.errors import DialFailed, MeshError, NotAuthorized, RecordNotFound, RecordRejected, RemoteFailure
 from mesh.identity import PeerKey
-from mesh.kad.key import key_bytes, key_of, key_of_peer
+from mesh.kad.key import key_bytes, key_of_peer, key_of_record
 from mesh.kad.record import Record
 from mesh.kad.schedule import ScheduleConfig
 from mesh.kad.validator import BlockPosition
@@ -299,7 +299,7 @@ async def test_finding_peers(nursery: trio.Nursery) -> None:
     nodes = await cluster.grow(8)
     assert await nodes[3].dht.find_peer(nodes[6].id) == nodes[6].info
     assert await nodes[3].dht.find_peer(nodes[3].id) == nodes[3].info
-    target = key_of(b"any/x")
+    target = key_of_record(b"any/x")
     everybody = sorted((n.id for n in nodes if n is not nodes[1]), key=lambda p: key_of_peer(p) ^ target)
     assert [i.peer_id for i in await nodes[1].dht.find_closest(b"any/x", 4)] == everybody[:4]
     with pytest.raises(DialFailed):
@@ -422,7 +422,7 @@ async def test_what_a_guest_may_cost_is_bounded(nursery: trio.Nursery) -> None:
     classes.guests |= {guest.id, other.id}
 
     async def find(who: Node) -> FindReply:
-        request = FindRequest(role=Role.SERVER, addrs=(), target=key_bytes(key_of(b"any/a")), key=b"any/a")
+        request = FindRequest(role=Role.SERVER, addrs=(), target=key_bytes(key_of_record(b"any/a")), key=b"any/a")
         return await who.rpc.call(KadServicer.rpc_find, nodes[1].id, request)
 
     reply = await find(guest)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
-from mesh.kad.key import key_of, key_of_peer
+from mesh.kad.key import key_of_peer, key_of_record
 from mesh.kad.record import Record, Slot
 from mesh.kad.store import Equivocation, Keep, RecordStore, StoreConfig
 
@@ -122,7 +122,7 @@ def test_quotas_per_owner_and_key_and_per_owner_in_all() -> None:
 
 
 def test_the_farthest_leaves_first_and_of_that_what_expires_soonest() -> None:
-    keys = sorted((b"k/%d" % n for n in range(40)), key=lambda key: key_of(key) ^ LOCAL)
+    keys = sorted((b"k/%d" % n for n in range(40)), key=lambda key: key_of_record(key) ^ LOCAL)
     held = store(max_records=4, max_owner_share=1.0)
     far, farther = keys[-2], keys[-1]
     put(held, record(keys[0]), record(farther, ttl_s=9.0), record(farther, owner=1, ttl_s=90.0), record(far))
@@ -135,7 +135,7 @@ def test_the_farthest_leaves_first_and_of_that_what_expires_soonest() -> None:
 
 
 def test_bytes_are_bounded_and_a_refusal_evicts_nobody() -> None:
-    keys = sorted((b"k/%d" % n for n in range(40)), key=lambda key: key_of(key) ^ LOCAL)
+    keys = sorted((b"k/%d" % n for n in range(40)), key=lambda key: key_of_record(key) ^ LOCAL)
     held = store(max_bytes=10_000, max_owner_share=1.0)
     put(held, record(keys[0], value=b"x" * 5000), record(keys[30], value=b"x" * 2000))
     before = tuple(held)
@@ -148,7 +148,7 @@ def test_bytes_are_bounded_and_a_refusal_evicts_nobody() -> None:
 
 
 def test_own_records_stay() -> None:
-    keys = sorted((b"k/%d" % n for n in range(40)), key=lambda key: key_of(key) ^ LOCAL)
+    keys = sorted((b"k/%d" % n for n in range(40)), key=lambda key: key_of_record(key) ^ LOCAL)
     held = store(max_records=2, max_owner_share=1.0)
     put(held, record(keys[-1]), keep=Keep.OWN)
     put(held, record(keys[5]))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mesh.identity import PeerKey
-from mesh.kad.key import key_of, key_of_peer
+from mesh.kad.key import key_of, key_of_peer, key_of_record
 from mesh.kad.validator import NamespaceRule
 from mesh.testing.world import Message, Reply, World, WorldConfig, WorldNode
 
@@ -62,7 +62,7 @@ def test_a_put_reaches_the_closest_and_is_got_after_some_of_them_died() -> None:
     world.run()
     assert len(put.stored) >= 5
     holders = set(put.stored)
-    assert len(holders & set(world.closest(key_of(b"any/thing"), 6))) >= 4
+    assert len(holders & set(world.closest(key_of_record(b"any/thing"), 6))) >= 4
     for peer in put.stored[:3]:
         world.nodes[peer].alive = False
     got = world.get(world.nodes[keys[50].peer_id], b"any/thing")
@@ -140,6 +140,6 @@ def test_a_thousand_nodes() -> None:
         found = world.lookup(asker, key_of(b"%d" % number))
         put = world.put(asker, keys[asker.index], b"any/%d" % number, b"x")
         world.run()
-        near = set(world.closest(key_of(b"any/%d" % number), 7))
+        near = set(world.closest(key_of_record(b"any/%d" % number), 7))
         assert found.done
         assert len(set(put.stored) & near) >= 3
