@@ -17,7 +17,7 @@ import heapq
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -660,8 +660,3 @@ class World:
 
     def _note(self, kind: str, sender: WorldNode, receiver: WorldNode) -> None:
         self._trace.update(f"{self.now:.9f} {kind} {sender.index} {receiver.index}\n".encode())
-
-
-def with_records(message: Message, records: tuple[Record, ...]) -> Message:
-    """The same message about other records: for adversaries that do half of what they say."""
-    return replace(message, records=records)
