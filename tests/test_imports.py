@@ -38,7 +38,7 @@ LAYERS = (
      "gossip.wire", "gossip.rules", "gossip.router", "gossip.cache", "gossip.score", "gossip.outbox",
      "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect"},
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
-    {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
+    {"rpc", "auth", "dht", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
     {"net", "chain.substrate", "devchain"},
     {"node", "mock", "client"},
     {"testing", "cli"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -219,6 +219,10 @@ class Lookup:
         """What is known of a peer met on the way, asked or not."""
         candidate = self._known.get(peer)
         return None if candidate is None else candidate.info
+
+    def nearest_without(self, has: Container[PeerID]) -> PeerInfo | None:
+        """The closest peer that answered and is not in `has`."""
+        return next((info for info in self.closest() if info.peer_id not in has), None)
 
     def missed(self) -> list[PeerID]:
         """Peers asked that failed or were too slow, closest first."""

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgpack
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
@@ -60,6 +61,16 @@ class Equivocation:
 
     first: Record
     second: Record
+
+    def to_bytes(self) -> bytes:
+        packed = msgpack.packb([1, self.first.to_bytes(), self.second.to_bytes()], use_bin_type=True)
+        assert isinstance(packed, bytes)
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Equivocation:
+        _version, first, second = msgpack.unpackb(data)
+        return cls(Record.from_bytes(first), Record.from_bytes(second))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +157,7 @@ class RecordStore:
         as `check` does; then nothing has changed, but for a proof of equivocation that may have been kept."""
         held = self.held(record.slot)
         if held is not None and is_equivocation(held, record):
-            self._proofs.pop(record.slot, None)
-            self._proofs[record.slot] = Equivocation(held, record)
-            while len(self._proofs) > self._config.max_proofs:
-                self._proofs.popitem(last=False)
+            self.add_proof(Equivocation(held, record))
             if record.order < held.order:
                 raise RecordRejected(
                     "older", "same seq as another record of this slot: kept as proof against its owner"
@@ -234,6 +242,30 @@ class RecordStore:
     def proofs(self) -> tuple[Equivocation, ...]:
         """Equivocations seen, oldest first."""
         return tuple(self._proofs.values())
+
+    def proof(self, slot: Slot) -> Equivocation | None:
+        """What proves that a slot's owner equivocated there; None when nothing does."""
+        return self._proofs.get(slot)
+
+    def proofs_of(self, key: bytes) -> tuple[Equivocation, ...]:
+        """The proofs about slots under a key, oldest first."""
+        return tuple(proof for slot, proof in self._proofs.items() if slot.key == key)
+
+    def has_proof(self, proof: Equivocation) -> bool:
+        """Whether this slot's owner is proven to have equivocated at this seq or a later one already."""
+        known = self._proofs.get(proof.first.slot)
+        return known is not None and known.first.seq >= proof.first.seq
+
+    def add_proof(self, proof: Equivocation) -> None:
+        """Keep a proof that was checked; the oldest leaves when there are too many."""
+        self._proofs.pop(proof.first.slot, None)
+        self._proofs[proof.first.slot] = proof
+        while len(self._proofs) > self._config.max_proofs:
+            self._proofs.popitem(last=False)
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is any record under the key, expired or not."""
+        return key in self._keys
 
     # -- inside --
 

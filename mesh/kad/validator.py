@@ -18,7 +18,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mesh.errors import ConfigError, LocalProtocolError, RecordRejected, RemoteProtocolError
 from mesh.identity import MAX_PUBLIC_KEY_BYTES, is_signature
 from mesh.kad.rate import RateConfig, SenderRates
-from mesh.kad.record import MAX_SIGNATURE_BYTES, MAX_VALUE_BYTES, Record, Verify, check_sizes
+from mesh.kad.record import MAX_SIGNATURE_BYTES, MAX_VALUE_BYTES, Record, Verify, check_sizes, is_equivocation
 from mesh.peer import PeerID
 
 CLOCK_SLACK_S: Final = 10.0
@@ -35,6 +35,9 @@ off."""
 
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _EPOCH: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
+
+if TYPE_CHECKING:
+    from mesh.kad.store import Equivocation
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -305,6 +308,16 @@ class RecordValidator:
         """All checks in their order. Raises RecordRejected at the first refusal."""
         self.check_envelope(record, purpose=purpose, now=now, position=position, sender=sender)
         self.check_content(record, purpose=purpose, member=is_member(record.owner), position=position, held=held)
+
+    def check_proof(self, proof: Equivocation) -> None:
+        """Whether it proves what it says, of a record of this subnet and chain. Raises RecordRejected."""
+        for record in (proof.first, proof.second):
+            self._check_size(record)
+            self._check_namespace(record)
+        if not is_equivocation(proof.first, proof.second):
+            raise RecordRejected("proof", "its two records do not contradict each other")
+        for record in (proof.first, proof.second):
+            self._check_signature(record)
 
     def explain(
         self,

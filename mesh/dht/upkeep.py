@@ -1,0 +1,106 @@
+"""What a node does again and again: refresh buckets, publish its own records anew, give newcomers what they should
+hold, drop what expired. When each is due, mesh.kad.schedule says."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import trio
+
+from mesh.dht.config import DhtConfig
+from mesh.dht.gifts import Gifts
+from mesh.dht.holdings import Holdings
+from mesh.dht.peers import Peers
+from mesh.dht.writing import Writer
+from mesh.kad.key import key_of_peer, key_of_record
+from mesh.kad.record import Record
+from mesh.kad.schedule import Schedule
+from mesh.kad.wire import Role
+from mesh.peer import PeerID, PeerInfo
+
+log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """The standing tasks of a node. `run` it."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        holdings: Holdings,
+        writer: Writer,
+        gifts: Gifts,
+        schedule: Schedule,
+        *,
+        config: DhtConfig,
+        rng: random.Random,
+    ) -> None:
+        self._peers = peers
+        self._holdings = holdings
+        self._writer = writer
+        self._gifts = gifts
+        self._schedule = schedule
+        self._config = config
+        self._rng = rng
+        self._new_in, self._new_out = trio.open_memory_channel[PeerInfo](config.max_gifts)
+
+    def on_new(self, info: PeerInfo) -> None:
+        """A peer came into the table that was not there before."""
+        if self._peers.role is Role.SERVER and len(self._holdings.store):
+            try:
+                self._new_in.send_nowait(info)
+            except trio.WouldBlock:
+                log.debug("dht.hand_over_skipped", extra={"peer": str(info.peer_id)})
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_up)
+            nursery.start_soon(self._hand_over)
+            nursery.start_soon(self._drop_expired)
+            task_status.started()
+
+    async def _keep_up(self) -> None:
+        table, schedule = self._peers.table, self._schedule
+        while True:
+            now = trio.current_time()
+            due = schedule.due(now, buckets=table.buckets)
+            for index in due.buckets:
+                schedule.touched(index, now=now)
+                if len(table):
+                    await self._peers.find(table.random_key(index, rng=self._rng), k=self._config.refresh_width)
+            for slot in due.records:
+                await self._writer.republish(slot)
+            at = schedule.next_at(trio.current_time(), buckets=table.buckets)
+            # A record put meanwhile is due no sooner than this: its interval is longer than a tick.
+            tick_s = min(30.0, self._config.schedule.republish_s, self._config.schedule.refresh_s)
+            await trio.sleep(max(0.1, min(tick_s, at - trio.current_time())))
+
+    async def _drop_expired(self) -> None:
+        while True:
+            await trio.sleep(self._config.expire_s)
+            for record in self._holdings.store.expire(self._holdings.now()):
+                self._writer.forget(record.slot)
+
+    async def _hand_over(self) -> None:
+        """Give a peer that is new here the records it should hold, if of those who hold them we are the closest."""
+        async for info in self._new_out:
+            batch: list[Record] = []
+            for number, key in enumerate(self._holdings.store.keys()):
+                if number % 64 == 63:
+                    await trio.lowlevel.checkpoint()
+                if len(batch) >= self._config.max_handover_records:
+                    break
+                if self._should_hand_over(key, info.peer_id):
+                    batch += self._holdings.store.records(key, now=self._holdings.now())
+            # One whose window is over the new peer reads from us.
+            self._gifts.offer(info, [record for record in batch if self._holdings.may_be_sent(record)])
+
+    def _should_hand_over(self, key: bytes, newcomer: PeerID) -> bool:
+        target = key_of_record(key)
+        closest = [p.peer_id for p in self._peers.table.closest(target, self._config.replicas)]
+        if newcomer not in closest:
+            return False
+        local = key_of_peer(self._peers.local) ^ target
+        return all(peer == newcomer or local < key_of_peer(peer) ^ target for peer in closest)
