@@ -1,8 +1,8 @@
 """Reading: a get asks the peers closest to a key and merges what they hold, the newest valid record of each slot.
 
-Gets of one key that run at the same time share one lookup. What a peer near the key lacks or holds in an older form
-it is given afterwards (read repair), and so is the nearest peer that held nothing (Kademlia §2.3), so that a key
-asked for often is found ever sooner.
+Gets of one key that run at the same time share one lookup. Afterwards a get for the latest gives replicas what they
+lack or hold in an older form (read repair), and a get for the first gives the nearest peer that held nothing a copy
+(Kademlia §2.3), so that a key asked for often is found ever sooner.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Reader:
         if not collected.newest:
             lookup.widen(self._config.miss_width)
             await self._peers.drive(lookup, one, kind="get")
-        self._repair(collected, lookup)
+        self._repair(collected, want, lookup)
 
     async def _take_ours(self, collected: _Collected) -> None:
         held = await self._holdings.readable(collected.key)
@@ -264,15 +264,16 @@ class Reader:
 
     # -- afterwards --
 
-    def _repair(self, collected: _Collected, lookup: Lookup) -> None:
-        """Give what is newest to the replicas that lack it, and to the nearest peer that held nothing."""
-        if not collected.newest:
-            return
-        near = [info for info in lookup.closest(self._config.replicas) if info.peer_id in collected.returned]
-        miss = lookup.nearest_without({peer for peer, held in collected.returned.items() if held})
-        if miss is not None and miss.peer_id in collected.returned:
-            near.append(miss)
-        for info in dict.fromkeys(near):
+    def _repair(self, collected: _Collected, want: Want, lookup: Lookup) -> None:
+        """Give what is newest to whom it should be with: replicas that lack it, as far as all were asked; else the
+        nearest peer on the way that held nothing, where the next who looks for it comes by."""
+        near: list[PeerInfo] = []
+        if collected.newest and want is Want.LATEST:
+            near = [info for info in lookup.closest(self._config.replicas) if info.peer_id in collected.returned]
+        elif collected.newest:
+            miss = lookup.nearest_without({peer for peer, held in collected.returned.items() if held})
+            near = [miss] if miss is not None and miss.peer_id in collected.returned else []
+        for info in near:
             lacking = [r for r in collected.newest.values() if r.digest not in collected.returned[info.peer_id]]
             self._gifts.offer(info, [record for record in lacking if self._holdings.may_be_sent(record)])
 
