@@ -174,7 +174,7 @@ class DHT:
         when it is dropped. Raises RecordRejected("namespace").
         """
         self._holdings.validator.rule(key)
-        return Watch(key, self._holdings, self._reader.get, config=self._config)
+        return Watch(key, self._holdings, self._reader.newest, config=self._config)
 
     async def wait_change(self, seen: int | None = None) -> int:
         """Wait until something new was stored here, then return `changes`. With `seen` it returns at once

@@ -88,6 +88,11 @@ class Reader:
         self._cache.put(found)
         return found
 
+    async def newest(self, key: bytes) -> tuple[Record, ...]:
+        """The newest record of every slot, tombstones included: empty when nothing is there."""
+        collected = await self._shared(key, Want.LATEST, None, self._ask)
+        return tuple((await self._merged(collected)).values())
+
     async def get_many(self, keys: Iterable[bytes], want: Want) -> dict[bytes, Found]:
         """See DHT.get_many."""
         wanted = sorted(set(keys))
@@ -278,15 +283,8 @@ class Reader:
             self._gifts.offer(info, [record for record in lacking if self._holdings.may_be_sent(record)])
 
     async def _present(self, collected: _Collected, called_at: float) -> Found:
-        """The answer as it is now: what expired meanwhile, or whose owner is no member any more, is left out, and what
-        came to be held here meanwhile, our own puts above all, is in."""
-        newest = dict(collected.newest)
-        for record in await self._holdings.readable(collected.key):
-            held = newest.get(record.slot)
-            if held is None or held.order < record.order:
-                newest[record.slot] = record
-        now = self._holdings.now()
-        present = [r for r in newest.values() if not r.tombstone and not r.is_expired(now)]
+        newest = await self._merged(collected)
+        present = [record for record in newest.values() if not record.tombstone]
         if not present:
             known = len(self._peers.table)
             raise RecordNotFound(f"nothing is stored under {collected.key!r}, as far as {known} known peers say")
@@ -300,6 +298,17 @@ class Reader:
             age_s=max(0.0, called_at - collected.at),
             proofs=tuple(collected.proofs.values()),
         )
+
+    async def _merged(self, collected: _Collected) -> dict[Slot, Record]:
+        """What was collected as it is now: what expired meanwhile is left out, and what came to be held here meanwhile,
+        our own puts above all, is in."""
+        newest = dict(collected.newest)
+        for record in await self._holdings.readable(collected.key):
+            held = newest.get(record.slot)
+            if held is None or held.order < record.order:
+                newest[record.slot] = record
+        now = self._holdings.now()
+        return {slot: record for slot, record in newest.items() if not record.is_expired(now)}
 
 
 def _weight(query: Query) -> int:

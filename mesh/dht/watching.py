@@ -4,14 +4,13 @@ next look."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
 from mesh.dht.config import DhtConfig
 from mesh.dht.holdings import Holdings
-from mesh.dht.report import Change, Found, Want
-from mesh.errors import RecordNotFound
+from mesh.dht.report import Change
 from mesh.kad.record import Record, Slot
 
 
@@ -23,13 +22,13 @@ class Watch(AsyncIterator[Change]):
         self,
         key: bytes,
         holdings: Holdings,
-        get: Callable[[bytes, Want], Awaitable[Found]],
+        look: Callable[[bytes], Awaitable[Sequence[Record]]],
         *,
         config: DhtConfig,
     ) -> None:
         self._key = key
         self._holdings = holdings
-        self._get = get
+        self._look = look
         self._config = config
         self._known: dict[Slot, Record] = {}
         self._news: deque[Change] = deque()
@@ -40,16 +39,12 @@ class Watch(AsyncIterator[Change]):
         return self
 
     async def __anext__(self) -> Change:
-        """The next change. Raises what a get raises, but for RecordNotFound."""
+        """The next change, whenever it comes. Cancelled, no change is lost: ask again."""
         while not self._news:
             if trio.current_time() >= self._look_at:
-                try:
-                    found = await self._get(self._key, Want.LATEST)
-                except RecordNotFound:
-                    found = Found(self._key, ())
-                self._look_at = trio.current_time() + self._config.watch_s
-                for record in found:
+                for record in await self._look(self._key):
                     self._note(record)
+                self._look_at = trio.current_time() + self._config.watch_s
             else:
                 with trio.move_on_at(self._look_at):
                     self._seen = await self._holdings.wait_change(self._seen)
