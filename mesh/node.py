@@ -152,6 +152,8 @@ async def run_node(
         content = Content(config.data_dir / "content", rpc, offload=parts.offload)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
+        if config.metrics_port is not None:
+            await nursery.start(_export_metrics, config.metrics_port, dht, rpc)
         gossip = _gossip(parts, view, dht)
         await base.start(gossip.run)
         presence = Presence(gossip, presence_topic(view.subnet_id, view.genesis), rng=random.Random(parts.rng.random()))
@@ -221,6 +223,8 @@ async def run_bootnode(
         rpc.serve(HealthServicer(lambda: _health("bootnode", view, parts.net)))
         dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
         await nursery.start(dht.run, view.bootstrap)
+        if config.metrics_port is not None:
+            await nursery.start(_export_metrics, config.metrics_port, dht, rpc)
         if config.discovery is Discovery.MDNS:
             await nursery.start(_meet_neighbours, parts, dht)
         task_status.started(NodeInfo(parts.net.local, view.subnet_id, None, view.genesis))
@@ -402,6 +406,14 @@ async def _start_rpc(nursery: trio.Nursery, parts: Parts, view: _ChainView) -> R
     rpc.serve(ReflectionServicer(rpc.served))
     await nursery.start(rpc.run)
     return rpc
+
+
+async def _export_metrics(
+    port: int, dht: DHT, rpc: Rpc, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+) -> None:
+    from mesh.metrics import DhtCollector, RpcCollector, export
+
+    await export((DhtCollector(dht), RpcCollector(rpc)), port=port, task_status=task_status)
 
 
 def _dht(

@@ -40,7 +40,7 @@ LAYERS = (
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
     {"rpc", "auth", "dht", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
     {"net", "chain.substrate", "devchain"},
-    {"node", "mock", "client"},
+    {"node", "mock", "client", "metrics"},
     {"testing", "cli"},
 )  # fmt: skip
 """From the bottom up; a longer name decides. Imports for type checking only are not held to it."""

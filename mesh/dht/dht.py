@@ -17,6 +17,7 @@ from mesh.dht.config import DhtConfig
 from mesh.dht.crawling import CrawlReport, crawl
 from mesh.dht.gifts import Gifts
 from mesh.dht.holdings import Holdings
+from mesh.dht.inspection import DhtInfoServicer, NetworkView, namespace_view
 from mesh.dht.joining import Joiner
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
@@ -109,6 +110,9 @@ class DHT:
         )
         self._joiner = Joiner(self._peers, self._state, (), config=config, rng=rng)
         self._position = position
+        self._subnet_id = subnet_id
+        self._genesis = genesis
+        self._rules = tuple(rules)
         self._is_running = False
         self._is_served = False
 
@@ -130,10 +134,15 @@ class DHT:
         table = self._peers.table
         return tuple(table.bucket_peers(index) for index in range(table.buckets))
 
-    @property
-    def held(self) -> tuple[int, int]:
-        """Records held here, and what they weigh in bytes."""
-        return len(self._holdings.store), self._holdings.store.size_bytes
+    def gauges(self) -> dict[str, int]:
+        """How many peers, records, bytes of records and proofs there are now; may be read from another thread."""
+        store = self._holdings.store
+        return {
+            "peers": len(self._peers.table),
+            "records": len(store),
+            "record_bytes": store.size_bytes,
+            "proofs": store.proof_count,
+        }
 
     @property
     def proofs(self) -> tuple[Equivocation, ...]:
@@ -295,6 +304,7 @@ class DHT:
         self._peers.infrastructure = frozenset(info.peer_id for info in bootstrap)
         if self.role is not Role.CLIENT and not self._is_served:
             self._peers.rpc.serve(self.servicer())
+            self._peers.rpc.serve(DhtInfoServicer(self))
             self._is_served = True
         try:
             async with trio.open_nursery() as nursery:
@@ -313,6 +323,15 @@ class DHT:
     def servicer(self) -> KadServicer:
         """What answers others; `run` serves it. Simulated adversaries derive theirs from it."""
         return KadServicer(self._peers, self._holdings, self._providers, self._config, self.metrics)
+
+    def network_view(self) -> NetworkView:
+        """What a client must know to read and write here."""
+        return NetworkView(
+            subnet_id=self._subnet_id,
+            genesis=self._genesis,
+            replicas=self._config.replicas,
+            namespaces=tuple(namespace_view(rule) for rule in self._rules),
+        )
 
     async def meet(self, info: PeerInfo) -> None:
         """Ask a peer that somebody named whether it takes part, and join through it when we know nobody yet.

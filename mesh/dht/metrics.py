@@ -67,6 +67,10 @@ class DhtMetrics:
     given: int = 0
     """Records handed to peers that lacked them."""
 
+    def counters(self) -> dict[str, int]:
+        """The single numbers, by name."""
+        return {name: getattr(self, name) for name in ("shunned", "forged", "cache_hits", "shared_lookups", "given")}
+
     def operation(self, kind: str) -> OperationMetrics:
         """The numbers of one kind; kinds are ours, so few."""
         return self.operations.setdefault(kind, OperationMetrics())

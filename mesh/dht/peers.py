@@ -38,7 +38,7 @@ from mesh.kad.wire import (
     raw_addrs,
 )
 from mesh.net.base import Protection
-from mesh.peer import PeerID, PeerInfo
+from mesh.peer import Multiaddr, PeerID, PeerInfo
 from mesh.rpc.rpc import Rpc
 from mesh.rpc.servicer import RpcContext
 
@@ -112,6 +112,15 @@ class Peers:
     def here(self) -> PeerInfo:
         """Ourselves."""
         return self.rpc.net.local
+
+    def addrs_of(self, raws: Sequence[bytes]) -> tuple[Multiaddr, ...]:
+        """Addresses that a peer sent of itself, as far as they make sense from here."""
+        return parse_addrs(raws, ours=self.here.addrs, near=self._near())
+
+    def _near(self) -> Sequence[Multiaddr]:
+        """Where we are; a client that listens nowhere is where its bootnodes are."""
+        net = self.rpc.net
+        return self.here.addrs or [addr for peer in sorted(self.infrastructure) for addr in net.known(peer).addrs]
 
     # -- lookups --
 
@@ -193,7 +202,7 @@ class Peers:
         with self.blaming(info.peer_id):
             if len(reply.answers) != len(queries):
                 raise RemoteProtocolError(f"{info.peer_id} gave {len(reply.answers)} answers to {len(queries)} queries")
-            peers = parse_peers(reply.peers, local=self.here)
+            peers = parse_peers(reply.peers, local=self.here, near=self._near())
             answers = [
                 Answered(
                     reply.role,
@@ -242,7 +251,7 @@ class Peers:
         with self.blaming(info.peer_id):
             if len(verdicts) != count or len(closer) != count:
                 raise RemoteProtocolError(f"{info.peer_id} gave {len(verdicts)} verdicts on {count} of ours")
-            peers = parse_peers(raws, local=self.here)
+            peers = parse_peers(raws, local=self.here, near=self._near())
             judged = [Judged(role, verdict, named(peers, near)) for verdict, near in zip(verdicts, closer, strict=True)]
         await self.on_answer(info, role)
         return judged
@@ -303,7 +312,7 @@ class Peers:
         if ctx.remote == self.local or self._is_shunned(ctx.remote):
             return
         known = self.rpc.net.known(ctx.remote)
-        info = PeerInfo(ctx.remote, parse_addrs(raw, ours=self.here.addrs))
+        info = PeerInfo(ctx.remote, self.addrs_of(raw))
         if not set(info.addrs) <= set(known.addrs):
             self.rpc.net.learn(info)
         self.heard(info if info.addrs else known, role)

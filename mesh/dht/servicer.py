@@ -28,7 +28,6 @@ from mesh.kad.wire import (
     Role,
     StoreReply,
     StoreRequest,
-    parse_addrs,
     parse_peer,
 )
 from mesh.peer import PeerID, PeerInfo
@@ -124,7 +123,7 @@ class KadServicer(Servicer):
         self._metrics.count(self._metrics.asked, "provide", len(request.keys))
         self._charge_finds(ctx.remote, False, len(request.keys))
         self._peers.on_caller(ctx, request.role, request.addrs)
-        info = PeerInfo(ctx.remote, parse_addrs(request.addrs, ours=self._peers.here.addrs))
+        info = PeerInfo(ctx.remote, self._peers.addrs_of(request.addrs))
         naming = Naming()
         verdict = STORED if self._config.role is Role.SERVER else "not-a-replica"
         closer: list[tuple[int, ...]] = []

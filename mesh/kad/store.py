@@ -243,6 +243,11 @@ class RecordStore:
         """Equivocations seen, oldest first."""
         return tuple(self._proofs.values())
 
+    @property
+    def proof_count(self) -> int:
+        """How many there are."""
+        return len(self._proofs)
+
     def proof(self, slot: Slot) -> Equivocation | None:
         """What proves that a slot's owner equivocated there; None when nothing does."""
         return self._proofs.get(slot)

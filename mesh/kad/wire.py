@@ -230,20 +230,26 @@ def raw_peers(peers: Iterable[PeerInfo]) -> tuple[tuple[bytes, tuple[bytes, ...]
     return tuple((info.peer_id.multihash, raw_addrs(info.addrs)) for info in peers)[:MAX_NAMED]
 
 
-def parse_addrs(raws: Sequence[bytes], *, ours: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
+def parse_addrs(
+    raws: Sequence[bytes], *, ours: Sequence[Multiaddr], near: Sequence[Multiaddr] | None = None
+) -> tuple[Multiaddr, ...]:
     """Addresses a stranger sent, without those that are garbage or lead nowhere a stranger can be:
-    unspecified and multicast, our own, and loopback unless we announce loopback too."""
-    return _parse_addrs(tuple(raws[:MAX_ADDRS]), tuple(ours))
+    unspecified and multicast, our own, and loopback unless there is one in `near`, by default ours: a client
+    has none and is near where it dials."""
+    is_local = any(_scope(addr) is _Scope.LOOPBACK for addr in (ours if near is None else near))
+    return _parse_addrs(tuple(raws[:MAX_ADDRS]), tuple(ours), is_local)
 
 
-def parse_peers(raws: Sequence[tuple[bytes, Sequence[bytes]]], *, local: PeerInfo) -> tuple[PeerInfo | None, ...]:
-    """Peers a stranger named, in their places; None where it is ourselves or one named before. Raises
-    RemoteProtocolError for a peer id that is none."""
+def parse_peers(
+    raws: Sequence[tuple[bytes, Sequence[bytes]]], *, local: PeerInfo, near: Sequence[Multiaddr] | None = None
+) -> tuple[PeerInfo | None, ...]:
+    """Peers a stranger named, in their places; None where it is ourselves or one named before. `near` as for
+    parse_addrs. Raises RemoteProtocolError for a peer id that is none."""
     seen = {local.peer_id}
     found: list[PeerInfo | None] = []
     for multihash, addrs in raws[:MAX_NAMED]:
         peer = _parse_peer(multihash)
-        found.append(None if peer in seen else PeerInfo(peer, parse_addrs(addrs, ours=local.addrs)))
+        found.append(None if peer in seen else PeerInfo(peer, parse_addrs(addrs, ours=local.addrs, near=near)))
         seen.add(peer)
     return tuple(found)
 
@@ -269,8 +275,7 @@ def _raw_addrs(addrs: tuple[Multiaddr, ...]) -> tuple[bytes, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse_addrs(raws: tuple[bytes, ...], ours: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
-    is_local = any(_scope(addr) is _Scope.LOOPBACK for addr in ours)
+def _parse_addrs(raws: tuple[bytes, ...], ours: tuple[Multiaddr, ...], is_local: bool) -> tuple[Multiaddr, ...]:
     found: list[Multiaddr] = []
     for raw in raws:
         addr = _parse_addr(raw)
