@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.kad.lookup import LookupConfig
+from mesh.kad.patience import PatienceConfig
 from mesh.kad.providers import ProviderConfig
 from mesh.kad.routing import RoutingConfig
 from mesh.kad.schedule import ScheduleConfig
@@ -66,5 +67,6 @@ class DhtConfig(BaseModel):
     lookup: LookupConfig = Field(default=LookupConfig(), description="lookups")
     store: StoreConfig = Field(default=StoreConfig(), description="records held")
     validator: ValidatorConfig = Field(default=ValidatorConfig(), description="record checks")
+    patience: PatienceConfig = Field(default=PatienceConfig(), description="how long a lookup waits for a peer")
     providers: ProviderConfig = Field(default=ProviderConfig(), description="who provides what, as others say")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="refresh and republish")

@@ -22,6 +22,7 @@ from mesh.dht.servicer import KadServicer
 from mesh.errors import MeshError, NotAuthorized, RemoteFailure, RemoteProtocolError
 from mesh.kad.key import Key, key_bytes, key_of_peer
 from mesh.kad.lookup import Counts, Lookup
+from mesh.kad.patience import Patience
 from mesh.kad.record import Record
 from mesh.kad.routing import Ping, RoutingTable
 from mesh.kad.wire import (
@@ -94,6 +95,7 @@ class Peers:
         self.rpc = rpc
         self.local = local
         self.table = RoutingTable(key_of_peer(local), config=config.routing)
+        self.patience = Patience(config.patience)
         self.infrastructure: frozenset[PeerID] = frozenset()
         """Bootnodes: asked though they are no members."""
         self._config = config
@@ -143,6 +145,7 @@ class Peers:
             config=config,
             deadline=trio.current_time() + self._config.operation_timeout_s,
             stop_when=stop_when,
+            patience=self.patience,
         )
         return lookup.start(self.table.closest(target, max(k, self._config.routing.bucket_size)))
 
@@ -182,6 +185,7 @@ class Peers:
         numbers.failed += lookup.stats.answers == 0
         numbers.requests += lookup.stats.requests - before
         numbers.seconds.observe(trio.current_time() - began)
+        numbers.hops.observe(lookup.hops)
         return lookup
 
     async def find(self, target: Key, *, k: int, stop_when: Callable[[Lookup], bool] | None = None) -> Lookup:
