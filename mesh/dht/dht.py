@@ -77,6 +77,7 @@ class DHT:
             is_member=is_member,
             metrics=self.metrics,
             on_new=lambda info: self._upkeep.on_new(info),
+            on_lost=lambda: self._schedule.sync_soon(now=trio.current_time()),
         )
         self._proofs = ProofSpreader(self._peers, config=config)
         self._holdings = Holdings(

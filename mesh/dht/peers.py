@@ -24,9 +24,11 @@ from mesh.kad.key import Key, key_bytes, key_of_peer
 from mesh.kad.lookup import Counts, Lookup
 from mesh.kad.patience import Patience
 from mesh.kad.record import Record
+from mesh.kad.replicas import unpack_wanted
 from mesh.kad.routing import Ping, RoutingTable
 from mesh.kad.wire import (
     FindRequest,
+    OfferRequest,
     PingRequest,
     ProofRequest,
     ProvideRequest,
@@ -90,8 +92,10 @@ class Peers:
         is_member: IsMember,
         metrics: DhtMetrics,
         on_new: Callable[[PeerInfo], None],
+        on_lost: Callable[[], None],
     ) -> None:
-        """`on_new` is told of each peer that serves and was not in the table before."""
+        """`on_new` is told of each peer that serves and was not in the table before, `on_lost` when one that was in it
+        is no more."""
         self.rpc = rpc
         self.local = local
         self.table = RoutingTable(key_of_peer(local), config=config.routing)
@@ -102,6 +106,7 @@ class Peers:
         self._is_member_now = is_member
         self._metrics = metrics
         self._on_new = on_new
+        self._on_lost = on_lost
         self._shunned: OrderedDict[PeerID, float] = OrderedDict()
         self._pings_in, self._pings_out = trio.open_memory_channel[Ping](config.max_pings)
 
@@ -179,7 +184,7 @@ class Peers:
                 news = trio.Event()
             nursery.cancel_scope.cancel()
         for peer in lookup.unanswered():
-            self.table.on_failure(peer)
+            self._failed(peer)
         numbers = self._metrics.operation(kind)
         numbers.done += 1
         numbers.failed += lookup.stats.answers == 0
@@ -237,6 +242,13 @@ class Peers:
         request = ProvideRequest(role=self.role, addrs=raw_addrs(self.here.addrs), keys=tuple(keys), want=want)
         reply = await self.call(KadServicer.rpc_provide, info, request)
         return await self._judged(info, len(keys), reply.role, reply.verdicts, reply.peers, reply.closer)
+
+    async def ask_wanted(self, info: PeerInfo, digests: Sequence[bytes]) -> tuple[int, ...]:
+        """Which of these records a peer lacks, by place. Raises MeshError."""
+        request = OfferRequest(role=self.role, addrs=raw_addrs(self.here.addrs), digests=tuple(digests))
+        reply = await self.call(KadServicer.rpc_offer, info, request)
+        await self.on_answer(info, reply.role)
+        return unpack_wanted(reply.wanted, len(digests))
 
     async def tell_proofs(self, info: PeerInfo, proofs: Sequence[bytes]) -> None:
         """Tell a peer of equivocations. Raises MeshError."""
@@ -299,7 +311,11 @@ class Peers:
         elif isinstance(error, RemoteFailure):
             self.table.on_seen(peer, now=trio.current_time())  # alive, if not well
         else:
-            self.table.on_failure(peer)
+            self._failed(peer)
+
+    def _failed(self, peer: PeerID) -> None:
+        if self.table.on_failure(peer):
+            self._on_lost()
 
     async def on_answer(self, info: PeerInfo, role: Role) -> None:
         """A peer answered: members and bootnodes that serve get a place in the table."""

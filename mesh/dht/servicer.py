@@ -11,6 +11,7 @@ from mesh.auth.authorizer import PeerClass
 from mesh.errors import NotAuthorized, RecordRejected, RemoteProtocolError
 from mesh.kad.key import key_of, key_of_record
 from mesh.kad.record import Record
+from mesh.kad.replicas import pack_wanted
 from mesh.kad.store import Equivocation
 from mesh.kad.wire import (
     MAX_PROOFS,
@@ -18,6 +19,8 @@ from mesh.kad.wire import (
     FindReply,
     FindRequest,
     Naming,
+    OfferReply,
+    OfferRequest,
     PingReply,
     PingRequest,
     ProofReply,
@@ -137,6 +140,17 @@ class KadServicer(Servicer):
             peers=naming.peers(),
             closer=tuple(closer),
         )
+
+    @method(least=PeerClass.MEMBER, timeout_s=10.0, max_request_bytes=128 * 1024, max_response_bytes=1024)
+    async def rpc_offer(self, request: OfferRequest, ctx: RpcContext) -> OfferReply:
+        """Which of the records that the caller holds are lacking here. Raises NotAuthorized("rate-limited")."""
+        self._metrics.count(self._metrics.asked, "offer", len(request.digests))
+        self._charge_finds(ctx.remote, False, 1 + len(request.digests) // 64)
+        self._peers.on_caller(ctx, request.role, request.addrs)
+        if self._config.role is not Role.SERVER:
+            return OfferReply(role=self._config.role, wanted=b"")
+        wanted = [not self._holdings.store.has_digest(digest) for digest in request.digests]
+        return OfferReply(role=self._config.role, wanted=pack_wanted(wanted))
 
     @method(least=PeerClass.MEMBER, timeout_s=10.0, max_request_bytes=1024 * 1024, max_response_bytes=256)
     async def rpc_proof(self, request: ProofRequest, ctx: RpcContext) -> ProofReply:

@@ -1,10 +1,12 @@
-"""What a node does again and again: refresh buckets, publish its own records anew, give newcomers what they should
-hold, drop what expired. When each is due, mesh.kad.schedule says."""
+"""What a node does again and again: refresh buckets, publish its own records anew, see to it that replicas are where
+mesh.kad.replicas says, drop what expired. When each is due, mesh.kad.schedule says."""
 
 from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
@@ -13,11 +15,13 @@ from mesh.dht.gifts import Gifts
 from mesh.dht.holdings import Holdings
 from mesh.dht.peers import Peers
 from mesh.dht.writing import Writer
-from mesh.kad.key import key_of_peer, key_of_record
+from mesh.errors import MeshError
+from mesh.kad.key import key_of_peer
 from mesh.kad.record import Record
+from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
 from mesh.kad.schedule import Schedule
 from mesh.kad.wire import Role
-from mesh.peer import PeerID, PeerInfo
+from mesh.peer import PeerInfo
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Upkeep:
         self._schedule = schedule
         self._config = config
         self._rng = rng
+        self._local = key_of_peer(peers.local)
         self._new_in, self._new_out = trio.open_memory_channel[PeerInfo](config.max_gifts)
 
     def on_new(self, info: PeerInfo) -> None:
@@ -63,6 +68,7 @@ class Upkeep:
 
     async def _keep_up(self) -> None:
         table, schedule = self._peers.table, self._schedule
+        schedule.synced(now=trio.current_time())
         while True:
             now = trio.current_time()
             due = schedule.due(now, buckets=table.buckets)
@@ -72,10 +78,45 @@ class Upkeep:
                     await self._peers.find(table.random_key(index, rng=self._rng), k=self._config.refresh_width)
             for slot in due.records:
                 await self._writer.republish(slot)
+            if due.sync:
+                schedule.synced(now=trio.current_time())
+                await self._sync()
             at = schedule.next_at(trio.current_time(), buckets=table.buckets)
-            # A record put meanwhile is due no sooner than this: its interval is longer than a tick.
-            tick_s = min(30.0, self._config.schedule.republish_s, self._config.schedule.refresh_s)
+            # What is put or lost meanwhile may be due sooner than anything known now.
+            tick_s = min(30.0, self._config.schedule.sync_soon_s)
             await trio.sleep(max(0.1, min(tick_s, at - trio.current_time())))
+
+    async def _sync(self) -> None:
+        """Offer each peer what it should hold and we do, and give what it lacks."""
+        if self._peers.role is not Role.SERVER:
+            return
+        owing: list[tuple[bytes, Sequence[PeerInfo]]] = []
+        pairs = owed(self._holdings.store.keys(), self._peers.table, replicas=self._config.replicas)
+        for number, pair in enumerate(pairs):
+            if number % 64 == 63:
+                await trio.lowlevel.checkpoint()
+            owing.append(pair)
+        for info, keys in by_peer(owing).items():
+            await self._offer(info, keys)
+
+    async def _offer(self, info: PeerInfo, keys: Sequence[bytes]) -> None:
+        now = self._holdings.now()
+        records = [
+            record
+            for key in keys
+            for record in self._holdings.store.records(key, now=now)
+            if self._holdings.may_be_sent(record)
+        ]
+        for start in range(0, len(records), MAX_OFFER):
+            batch = records[start : start + MAX_OFFER]
+            try:
+                wanted = await self._peers.ask_wanted(info, [record.digest for record in batch])
+            except MeshError as error:
+                log.debug("dht.offer_failed", extra={"peer": str(info.peer_id), "error": str(error)})
+                with suppress(MeshError):  # once more, so that a replica that is gone is not counted on for long
+                    await self._peers.ping(info)
+                return
+            self._gifts.offer(info, [batch[place] for place in wanted])
 
     async def _drop_expired(self) -> None:
         while True:
@@ -92,15 +133,9 @@ class Upkeep:
                     await trio.lowlevel.checkpoint()
                 if len(batch) >= self._config.max_handover_records:
                     break
-                if self._should_hand_over(key, info.peer_id):
+                if is_first_to_give(
+                    key, info.peer_id, self._peers.table, local=self._local, replicas=self._config.replicas
+                ):
                     batch += self._holdings.store.records(key, now=self._holdings.now())
             # One whose window is over the new peer reads from us.
             self._gifts.offer(info, [record for record in batch if self._holdings.may_be_sent(record)])
-
-    def _should_hand_over(self, key: bytes, newcomer: PeerID) -> bool:
-        target = key_of_record(key)
-        closest = [p.peer_id for p in self._peers.table.closest(target, self._config.replicas)]
-        if newcomer not in closest:
-            return False
-        local = key_of_peer(self._peers.local) ^ target
-        return all(peer == newcomer or local < key_of_peer(peer) ^ target for peer in closest)

@@ -1,5 +1,5 @@
-"""What a node has to do again and again: buckets to refresh, own records to publish anew. PURE: `due(now)`
-says what.
+"""What a node has to do again and again: buckets to refresh, own records to publish anew, replicas to look after.
+PURE: `due(now)` says what.
 
 Times are spread by up to a tenth, so that nodes started together do not all do it together.
 """
@@ -21,14 +21,18 @@ class ScheduleConfig(BaseModel):
 
     refresh_s: float = Field(default=600.0, gt=0, description="a bucket untouched for this long is refreshed")
     republish_s: float = Field(default=300.0, gt=0, description="own live records are sent out again")
+    sync_s: float = Field(default=60.0, gt=0, description="peers are offered what they should hold")
+    sync_soon_s: float = Field(default=5.0, gt=0, description="the same after a replica was lost")
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What to do now: bucket numbers and slots of own records, each in a stable order."""
+    """What to do now: bucket numbers and slots of own records, each in a stable order, and whether to offer peers what
+    they should hold."""
 
     buckets: tuple[int, ...]
     records: tuple[Slot, ...]
+    sync: bool = False
 
 
 class Schedule:
@@ -39,6 +43,7 @@ class Schedule:
         self._rng = rng
         self._buckets: dict[int, float] = {}
         self._records: dict[Slot, float] = {}
+        self._sync_at: float | None = None
 
     def touched(self, bucket: int, *, now: float) -> None:
         """A lookup went through this bucket."""
@@ -52,17 +57,29 @@ class Schedule:
         """A record of ours is no more."""
         self._records.pop(slot, None)
 
+    def synced(self, *, now: float) -> None:
+        """A round of offers has begun; the first call starts the clock."""
+        self._sync_at = now + self._spread(self._config.sync_s)
+
+    def sync_soon(self, *, now: float) -> None:
+        """A replica was lost: offer before the round is due, but not before others lost with it have been noticed."""
+        if self._sync_at is not None:
+            self._sync_at = min(self._sync_at, now + self._spread(self._config.sync_soon_s))
+
     def due(self, now: float, *, buckets: int) -> Due:
-        """What is due among the table's first `buckets` buckets (one never touched is) and our records. It
-        stays due until `touched`, `published` or `forget`."""
+        """What is due among the table's first `buckets` buckets (one never touched is), our records, and offers. It
+        stays due until `touched`, `published`, `forget` or `synced`."""
         return Due(
             tuple(index for index in range(buckets) if self._buckets.get(index, now) <= now),
             tuple(sorted((s for s, at in self._records.items() if at <= now), key=lambda s: (s.key, s.subkey))),
+            self._sync_at is not None and self._sync_at <= now,
         )
 
     def next_at(self, now: float, *, buckets: int) -> float:
         """When `due` has something, `now` if it has already; infinity when nothing is scheduled."""
         times = [self._buckets.get(index, now) for index in range(buckets)] + list(self._records.values())
+        if self._sync_at is not None:
+            times.append(self._sync_at)
         return max(now, min(times, default=float("inf")))
 
     def _spread(self, interval_s: float) -> float:

@@ -111,6 +111,7 @@ class RecordStore:
         self._by_distance: list[tuple[int, bytes]] = []
         self._expiry: list[tuple[int, bytes, bytes, PeerID, bytes]] = []
         self._owner_bytes: dict[PeerID, int] = {}
+        self._digests: set[bytes] = set()
         self._proofs: OrderedDict[Slot, Equivocation] = OrderedDict()
         self._count = 0
         self._bytes = 0
@@ -268,6 +269,10 @@ class RecordStore:
         while len(self._proofs) > self._config.max_proofs:
             self._proofs.popitem(last=False)
 
+    def has_digest(self, digest: bytes) -> bool:
+        """Whether this very record is held."""
+        return digest in self._digests
+
     def has(self, key: bytes) -> bool:
         """Whether there is any record under the key, expired or not."""
         return key in self._keys
@@ -320,6 +325,7 @@ class RecordStore:
             owners = self._keys[record.key] = {}
             insort(self._by_distance, (key_of_record(record.key) ^ self._local, record.key))
         owners[record.owner, record.subkey] = _Held(record, keep, size)
+        self._digests.add(record.digest)
         self._count += 1
         self._bytes += size
         self._owner_bytes[record.owner] = self._owner_bytes.get(record.owner, 0) + size
@@ -335,6 +341,7 @@ class RecordStore:
     def _drop(self, slot: Slot) -> None:
         owners = self._keys[slot.key]
         held = owners.pop((slot.owner, slot.subkey))
+        self._digests.discard(held.record.digest)
         if not owners:
             del self._keys[slot.key]
             entry = (key_of_record(slot.key) ^ self._local, slot.key)

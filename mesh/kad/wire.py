@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mesh.errors import RemoteProtocolError
 from mesh.kad.key import Key, key_of, key_of_record
 from mesh.kad.record import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SUBKEY_BYTES
+from mesh.kad.replicas import MAX_OFFER
 from mesh.peer import MAX_PEER_ID_BYTES, Multiaddr, PeerID, PeerInfo
 
 MAX_ADDRS: Final = 8
@@ -52,6 +53,7 @@ RawAddrs = Annotated[tuple[RawAddr, ...], Field(max_length=MAX_ADDRS)]
 RawPeer = tuple[Annotated[bytes, Field(max_length=MAX_PEER_ID_BYTES)], RawAddrs]
 NamedPeers = Annotated[tuple[RawPeer, ...], Field(max_length=MAX_NAMED)]
 RawRecord = Annotated[bytes, Field(max_length=MAX_RECORD_BYTES)]
+RawDigest = Annotated[bytes, Field(min_length=32, max_length=32)]
 RawProof = Annotated[bytes, Field(max_length=MAX_PROOF_BYTES)]
 RawKey = Annotated[bytes, Field(min_length=1, max_length=MAX_KEY_BYTES)]
 
@@ -172,6 +174,21 @@ class ProvideReply(_Message):
     verdicts: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=MAX_QUERIES)]
     peers: NamedPeers
     closer: Annotated[tuple[Indices, ...], Field(max_length=MAX_QUERIES)]
+
+
+class OfferRequest(_Message):
+    """The sender holds records with these digests that the receiver should hold too; which does it lack?"""
+
+    role: Role
+    addrs: RawAddrs
+    digests: Annotated[tuple[RawDigest, ...], Field(min_length=1, max_length=MAX_OFFER)]
+
+
+class OfferReply(_Message):
+    """A bit per digest (mesh.kad.replicas.pack_wanted): set for what it lacks."""
+
+    role: Role
+    wanted: Annotated[bytes, Field(max_length=MAX_OFFER // 8)]
 
 
 class ProofRequest(_Message):

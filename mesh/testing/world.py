@@ -20,11 +20,14 @@ from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
 from mesh.kad.key import Key, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
+from mesh.kad.patience import Patience, PatienceConfig
 from mesh.kad.record import Record, Slot, sign_record
+from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
-from mesh.kad.store import RecordStore
+from mesh.kad.schedule import Schedule, ScheduleConfig
+from mesh.kad.store import Keep, RecordStore
 from mesh.kad.validator import NamespaceRule, Purpose, RecordValidator
-from mesh.peer import PeerID, PeerInfo
+from mesh.peer import Multiaddr, PeerID, PeerInfo
 
 GENESIS = b"\x2a" * 32
 SUBNET_ID = 1
@@ -45,6 +48,15 @@ class WorldConfig(BaseModel):
     )
     miss_width: int = Field(default=20, ge=1, description="such peers before a get says that nothing is there")
     read_width: int = Field(default=6, ge=1, description="closest peers that must answer a get")
+    upkeep: bool = Field(
+        default=False,
+        description="whether nodes refresh, publish anew, sync and rejoin; such a world "
+        "never comes to rest: run it until a time",
+    )
+    rejoin_s: float = Field(default=60.0, gt=0, description="how often bootnodes missing in a table are tried")
+    expire_s: float = Field(default=30.0, gt=0, description="how often expired records are dropped")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="of every node")
+    patience: PatienceConfig = Field(default=PatienceConfig(), description="of every node")
     routing: RoutingConfig = Field(default=RoutingConfig(), description="of every node")
     lookup: LookupConfig = Field(default=LookupConfig(), description="of every lookup")
 
@@ -58,9 +70,15 @@ class WorldNode:
     table: RoutingTable
     store: RecordStore
     validator: RecordValidator
+    schedule: Schedule
+    patience: Patience
     via: tuple[PeerID, ...] = ()
     """Through whom it joins, again if need be."""
     alive: bool = True
+    side: int = 0
+    """Of a partition: messages between different sides are lost."""
+    own: dict[Slot, Record] = field(default_factory=dict)
+    """What it publishes anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +89,17 @@ class Message:
     target: Key
     key: bytes | None = None
     record: Record | None = None
+    digests: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Closer peers, records, and the reason of a refusal."""
+    """Closer peers, records, the reason of a refusal, and the places of the digests wanted."""
 
     closer: tuple[PeerInfo, ...] = ()
     records: tuple[Record, ...] = ()
     refused: str = ""
+    wanted: tuple[int, ...] = ()
 
 
 @dataclass
@@ -127,11 +147,17 @@ class World:
         self._count += 1
         heapq.heappush(self._events, (when, self._count, action))
 
-    def run(self) -> None:
-        """Until nothing is left to happen."""
-        while self._events:
+    def run(self, until: float | None = None) -> None:
+        """Until nothing is left to happen, or until a time."""
+        while self._events and (until is None or self._events[0][0] <= until):
             self.now, _, action = heapq.heappop(self._events)
             action()
+        if until is not None:
+            self.now = max(self.now, until)
+
+    def run_for(self, seconds: float) -> None:
+        """For so long."""
+        self.run(until=self.now + seconds)
 
     def digest(self) -> str:
         """Hash of all messages so far, with their times: equal for equal runs."""
@@ -144,21 +170,45 @@ class World:
 
     # -- nodes --
 
-    def add(self, peer: PeerID, via: Iterable[PeerID] = ()) -> WorldNode:
-        """A node that is there from now on; with `via` it joins through these."""
+    def add(self, peer: PeerID, via: Iterable[PeerID] = (), *, addrs: tuple[Multiaddr, ...] = ()) -> WorldNode:
+        """A node that is there from now on; with `via` it joins through these. `addrs` count for the limits on IP
+        groups only."""
         local = key_of_peer(peer)
         node = WorldNode(
             len(self.nodes),
-            PeerInfo(peer),
+            PeerInfo(peer, addrs),
             RoutingTable(local, config=self.config.routing),
             RecordStore(local),
             RecordValidator(self._rules, subnet_id=SUBNET_ID, genesis=GENESIS),
+            Schedule(self.config.schedule, rng=self.rng),
+            Patience(self.config.patience),
             tuple(via),
         )
         self.nodes[peer] = node
         if node.via:
             self.join(node)
+        if self.config.upkeep:
+            node.schedule.synced(now=self.now)
+            self._again(node, lambda: self.config.schedule.sync_soon_s, self._keep_up)
+            self._again(node, lambda: self.config.rejoin_s, self._rejoin)
+            self._again(node, lambda: self.config.expire_s, self._expire)
         return node
+
+    def kill(self, peer: PeerID) -> None:
+        """The node is gone, without a word; what it held is lost."""
+        self.nodes[peer].alive = False
+
+    def split(self, sides: Sequence[Iterable[PeerID]]) -> None:
+        """Messages between these groups are lost from now on, those under way too; who is in none is with the
+        first."""
+        for number, side in enumerate(sides):
+            for peer in side:
+                self.nodes[peer].side = number
+
+    def heal(self) -> None:
+        """Everybody reaches everybody again."""
+        for node in self.nodes.values():
+            node.side = 0
 
     def join(self, node: WorldNode) -> None:
         """Look for ourselves, then refresh every bucket. Tried again until somebody answers."""
@@ -203,26 +253,42 @@ class World:
             subnet_id=SUBNET_ID,
             genesis=GENESIS,
         )
-        message = Message("store", key_of_record(name), record=record)
+        held = node.store.held(record.slot)
+        if held is None or held.order < record.order:
+            node.store.put(record, max_per_owner=node.validator.rule(name).max_records_per_owner, keep=Keep.OWN)
+            node.own[record.slot] = record
+            node.schedule.published(record.slot, now=self.now)
+        return self.send_out(node, record)
+
+    def send_out(self, node: WorldNode, record: Record) -> Outcome:
+        """Store a record at the r closest."""
+        message = Message("store", key_of_record(record.key), record=record)
         return self._drive(node, self.config.replicas, message, None, alpha=self.config.replicas)
 
-    def get(self, node: WorldNode, name: bytes) -> Outcome:
-        """The newest valid records under a key."""
-        return self._drive(
-            node,
-            self.config.read_width,
-            Message("find", key_of_record(name), key=name),
-            None,
-            alpha=self.config.read_width,
-        )
+    def get(self, node: WorldNode, name: bytes, *, paths: int | None = None) -> Outcome:
+        """The newest valid records under a key, along so many disjoint paths."""
+        message = Message("find", key_of_record(name), key=name)
+        return self._drive(node, self.config.read_width, message, None, alpha=self.config.read_width, paths=paths)
+
+    def call(self, node: WorldNode, peer: PeerID) -> None:
+        """One node calls another for no purpose but to be heard of."""
+        self._call(node, peer, Message("ping", key_of_peer(peer)), lambda reply: None, lambda: None)
 
     # -- inside --
 
     def _drive(
-        self, node: WorldNode, k: int, message: Message, then: Callable[[Outcome], None] | None, *, alpha: int
+        self,
+        node: WorldNode,
+        k: int,
+        message: Message,
+        then: Callable[[Outcome], None] | None,
+        *,
+        alpha: int,
+        paths: int | None = None,
     ) -> Outcome:
-        config = self.config.lookup.model_copy(update={"alpha": alpha})
-        lookup = Lookup(message.target, k, local=node.info.peer_id, config=config)
+        paths = paths or self.config.lookup.paths
+        config = self.config.lookup.model_copy(update={"alpha": alpha, "paths": paths})
+        lookup = Lookup(message.target, k, local=node.info.peer_id, config=config, patience=node.patience)
         lookup.start(node.table.closest(message.target, max(k, self.config.routing.bucket_size)))
         outcome = Outcome(lookup)
         alarm = float("inf")
@@ -234,7 +300,7 @@ class World:
 
         def advance() -> None:
             nonlocal alarm
-            if outcome.done:
+            if outcome.done or not node.alive:
                 return
             for info in lookup.next_requests(self.now):
                 ask(info)
@@ -299,7 +365,7 @@ class World:
         is_open = True
 
         def deliver() -> None:
-            if not receiver.alive:
+            if not receiver.alive or receiver.side != node.side:
                 return
             self._note(message.kind, node, receiver)
             self._heard(receiver, node.info)
@@ -310,7 +376,7 @@ class World:
 
         def back(reply: Reply) -> None:
             nonlocal is_open
-            if is_open and node.alive:
+            if is_open and node.alive and receiver.side == node.side:
                 is_open = False
                 self._note("reply", receiver, node)
                 self._heard(node, receiver.info)
@@ -320,7 +386,8 @@ class World:
             nonlocal is_open
             if is_open:
                 is_open = False
-                node.table.on_failure(peer)
+                if node.table.on_failure(peer):
+                    node.schedule.sync_soon(now=self.now)
                 failed()
 
         self._send(deliver)
@@ -348,14 +415,83 @@ class World:
             except RecordRejected as error:
                 return Reply(closer, refused=error.reason)
             return Reply(closer)
+        if message.digests:
+            return Reply(wanted=tuple(n for n, d in enumerate(message.digests) if not node.store.has_digest(d)))
         if message.key is not None:
             return Reply(closer, records=node.store.records(message.key, now=self.wall))
         return Reply(closer)
 
     def _heard(self, node: WorldNode, info: PeerInfo) -> None:
+        is_new = self.config.upkeep and len(node.store) and info.peer_id not in node.table
         ping = node.table.add(info, now=self.now)
         if ping is not None:
             self._ping(node, ping)
+        if is_new and info.peer_id in node.table:
+            local, replicas = key_of_peer(node.info.peer_id), self.config.replicas
+            for key in node.store.keys():  # noqa: SIM118 - the store iterates over records
+                if is_first_to_give(key, info.peer_id, node.table, local=local, replicas=replicas):
+                    for record in node.store.records(key, now=self.wall):
+                        self._give(node, info.peer_id, record)
+
+    # -- upkeep --
+
+    def _again(self, node: WorldNode, every_s: Callable[[], float], action: Callable[[WorldNode], None]) -> None:
+        def act() -> None:
+            if node.alive:
+                action(node)
+                self._again(node, every_s, action)
+
+        self.after(every_s() * (0.9 + 0.2 * self.rng.random()), act)
+
+    def _keep_up(self, node: WorldNode) -> None:
+        due = node.schedule.due(self.now, buckets=node.table.buckets)
+        for index in due.buckets:
+            node.schedule.touched(index, now=self.now)
+            if len(node.table):
+                self.lookup(node, node.table.random_key(index, rng=self.rng), k=self.config.refresh_width)
+        for slot in due.records:
+            record = node.own.get(slot)
+            if record is None or record.is_expired(self.wall):
+                node.own.pop(slot, None)
+                node.schedule.forget(slot)
+            else:
+                node.schedule.published(slot, now=self.now)
+                self.send_out(node, record)
+        if due.sync:
+            node.schedule.synced(now=self.now)
+            owing = owed(node.store.keys(), node.table, replicas=self.config.replicas)
+            for info, keys in by_peer(owing).items():
+                self._offer(node, info.peer_id, keys)
+
+    def _offer(self, node: WorldNode, peer: PeerID, keys: Sequence[bytes]) -> None:
+        records = [record for key in keys for record in node.store.records(key, now=self.wall)]
+        for start in range(0, len(records), MAX_OFFER):
+            batch = records[start : start + MAX_OFFER]
+
+            def answered(reply: Reply, batch: Sequence[Record] = batch) -> None:
+                for place in reply.wanted:
+                    if place < len(batch):
+                        self._give(node, peer, batch[place])
+
+            message = Message("offer", key_of_peer(peer), digests=tuple(record.digest for record in batch))
+            self._call(node, peer, message, answered, lambda: self._ping(node, Ping(self.nodes[peer].info)))
+
+    def _give(self, node: WorldNode, peer: PeerID, record: Record) -> None:
+        message = Message("store", key_of_record(record.key), record=record)
+        self._call(node, peer, message, lambda reply: None, lambda: None)
+
+    def _rejoin(self, node: WorldNode) -> None:
+        """Bootnodes that are not in the table are asked again; whoever answers leads to the rest of the network."""
+        for peer in node.via:
+            if peer not in node.table:
+                message = Message("find", key_of_peer(node.info.peer_id))
+                self._call(node, peer, message, lambda reply: self._look_for_itself(node), lambda: None)
+
+    def _look_for_itself(self, node: WorldNode) -> None:
+        self.lookup(node, key_of_peer(node.info.peer_id))
+
+    def _expire(self, node: WorldNode) -> None:
+        node.store.expire(self.wall)
 
     def _ping(self, node: WorldNode, ping: Ping) -> None:
         peer = ping.info.peer_id

@@ -1,0 +1,235 @@
+"""What a DHT must survive, as experiments in a World: each returns what it measured and claims nothing itself.
+
+Tests run them small, benchmarks/dht_scenarios.py in full; with other numbers they answer what your own network would
+do. All are determined by their arguments.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesh.identity import PeerKey, is_signature
+from mesh.kad.key import key_of_peer
+from mesh.kad.record import Record
+from mesh.kad.validator import NamespaceRule
+from mesh.peer import Multiaddr, PeerID
+from mesh.testing.liars import drops_stores, forges, silent_on_everything, stale, wrong_peers
+from mesh.testing.world import World, WorldConfig, WorldNode
+
+RULES = (NamespaceRule("any", max_value_bytes=1024, max_ttl_s=86_400.0),)
+LIFE_S = 43_200.0
+_SETTLE_S = 20.0
+"""For messages under way: ten times the time after which one is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an experiment found."""
+
+    tried: int
+    """Gets made."""
+    correct: int
+    """Of these, with the newest record and nothing else."""
+    forged: int = 0
+    """Records accepted that nobody signed."""
+    stale: int = 0
+    """Gets that returned an older record of the owner."""
+    messages: int = 0
+    trace: str = ""
+
+    @property
+    def success(self) -> float:
+        """Part of the gets that were correct."""
+        return self.correct / max(1, self.tried)
+
+
+class Experiment:
+    """A grown world with records in it, and who put them there."""
+
+    def __init__(self, *, nodes: int, records: int, seed: int, config: WorldConfig | None = None) -> None:
+        self.world = World(seed=seed, config=config or WorldConfig(upkeep=True), rules=RULES)
+        self._made = itertools.count()
+        self.keys: dict[PeerID, PeerKey] = {}
+        self.newest: dict[bytes, tuple[PeerID, bytes]] = {}
+        """Key → owner and value that a correct get returns."""
+        for _ in range(nodes):
+            self.join()
+            self.world.run_for(0.5)
+        self.world.run_for(_SETTLE_S)
+        for number in range(records):
+            self.put(b"any/%d" % number, b"value %d" % number)
+        self.world.run_for(_SETTLE_S)
+
+    def join(self, *, address: str | None = None, via: Sequence[PeerID] | None = None) -> WorldNode:
+        """A fresh node, through three that are there."""
+        key = PeerKey.dev(f"world-{next(self._made)}")
+        self.keys[key.peer_id] = key
+        living = self.living()
+        through = via or self.world.rng.sample(living, min(3, len(living)))
+        addrs = (Multiaddr(address),) if address else ()
+        return self.world.add(key.peer_id, through, addrs=addrs)
+
+    def living(self) -> list[PeerID]:
+        """Everybody who is there, in the order of joining."""
+        return [peer for peer, node in self.world.nodes.items() if node.alive]
+
+    def honest(self) -> list[PeerID]:
+        """Of these, who keeps the rules."""
+        return [peer for peer in self.living() if peer not in self.world.adversaries]
+
+    def put(self, name: bytes, value: bytes, *, by: PeerID | None = None) -> None:
+        """A record by an honest node, the owner of an older one if there is."""
+        known = self.newest.get(name)
+        owner = by or (known[0] if known else self.world.rng.choice(self.honest()))
+        self.world.put(self.world.nodes[owner], self.keys[owner], name, value, ttl_s=LIFE_S)
+        self.newest[name] = (owner, value)
+
+    def kill(self, part: float) -> None:
+        """That part of the nodes is gone at once."""
+        living = self.living()
+        for peer in self.world.rng.sample(living, int(part * len(living))):
+            self.world.kill(peer)
+
+    def check(self, names: Sequence[bytes], *, paths: int | None = None, askers: Sequence[PeerID] = ()) -> Finding:
+        """Get each of these keys from a random honest node that does not own it, and compare."""
+        outcomes = []
+        for name in names:
+            owner, _ = self.newest[name]
+            asker = self.world.rng.choice([peer for peer in askers or self.honest() if peer != owner])
+            outcomes.append((name, self.world.get(self.world.nodes[asker], name, paths=paths)))
+        self.world.run_for(2 * _SETTLE_S)
+        correct = forged = old = 0
+        for name, outcome in outcomes:
+            owner, value = self.newest[name]
+            found = [record for record in outcome.records.values() if record.owner == owner]
+            forged += sum(not _is_signed(record) for record in outcome.records.values())
+            correct += [record.value for record in found] == [value]
+            old += bool(found) and found[0].value != value
+        return Finding(len(names), correct, forged, old, self.world.messages, self.world.digest())
+
+
+def kill_twice(*, nodes: int, records: int, seed: int, part: float = 0.3, config: WorldConfig | None = None) -> Finding:
+    """A part of the nodes dies at once; when the rest has had two rounds to repair, as large a part of it dies."""
+    run = Experiment(nodes=nodes, records=records, seed=seed, config=config)
+    for _ in range(2):
+        run.kill(part)
+        run.world.run_for(2.5 * run.world.config.schedule.sync_s)
+    return run.check(list(run.newest))
+
+
+def churn(
+    *, nodes: int, records: int, seed: int, per_min: float = 0.1, minutes: int = 60, config: WorldConfig | None = None
+) -> Finding:
+    """Every minute a part of the nodes leaves without a word and as many fresh ones join, evenly over the minute;
+    owners leave too, and then publish nothing anew."""
+    run = Experiment(nodes=nodes, records=records, seed=seed, config=config)
+    each = max(1, round(nodes * per_min))
+    for _ in range(minutes):
+        for _ in range(each):
+            run.world.kill(run.world.rng.choice(run.living()))
+            run.join()
+            run.world.run_for(60.0 / each)
+    return run.check(list(run.newest))
+
+
+def partition(
+    *, nodes: int, records: int, seed: int, minutes: float = 10.0, config: WorldConfig | None = None
+) -> Finding:
+    """The network falls into halves for a while, both of which go on writing; afterwards the newest record of each key
+    is what everybody finds."""
+    run = Experiment(nodes=nodes, records=records, seed=seed, config=config)
+    left, right = run.living()[::2], run.living()[1::2]
+    run.world.split((left, right))
+    names = list(run.newest)
+    run.world.run_for(minutes * 30.0)
+    for number, name in enumerate(names):
+        if number % 2:
+            run.put(name, b"newer %d" % number)
+    for number in range(records):
+        run.put(b"any/new-%d" % number, b"new", by=run.world.rng.choice((left, right)[number % 2]))
+    run.world.run_for(minutes * 30.0)
+    run.world.heal()
+    run.world.run_for(3 * run.world.config.rejoin_s + 2 * run.world.config.schedule.republish_s)
+    return run.check(list(run.newest))
+
+
+def byzantine(
+    *, nodes: int, records: int, seed: int, part: float = 0.2, paths: int = 3, config: WorldConfig | None = None
+) -> Finding:
+    """A part of the nodes lies: names its own kind only, says nothing, drops what it says it stored, forges, or returns
+    what is old. They were there before the records, half of which were replaced since."""
+    run = Experiment(nodes=nodes, records=0, seed=seed, config=config)
+    living = run.living()
+    liars = run.world.rng.sample(living, int(part * len(living)))
+    infos = [run.world.nodes[peer].info for peer in liars]
+    kinds = (wrong_peers(infos), silent_on_everything(), drops_stores(), forges(), stale())
+    for number, peer in enumerate(liars):
+        run.world.adversaries[peer] = kinds[number % len(kinds)]
+    for round_ in range(2):
+        for number in range(records):
+            if round_ == 0 or number % 2:
+                run.put(b"any/%d" % number, b"value %d in round %d" % (number, round_))
+        run.world.run_for(_SETTLE_S)
+    return run.check(list(run.newest), paths=paths)
+
+
+@dataclass(frozen=True, slots=True)
+class Eclipse:
+    """How an attempt to surround one node ended."""
+
+    honest_before: int
+    honest_after: int
+    """Honest peers in the victim's table."""
+    sybils: int
+    """Sybils in it."""
+    lost_buckets: int
+    """Buckets that had honest peers and have none any more."""
+    gets: Finding
+
+
+def eclipse(
+    *, nodes: int, records: int, seed: int, sybils: int = 200, groups: int = 4, config: WorldConfig | None = None
+) -> Eclipse:
+    """Sybils in a few IP groups, whose ids share many bits with the victim's, keep calling it for ten minutes while
+    honest nodes, each in a group of its own, go on as always. What the victim gets afterwards, its table decides."""
+    run = Experiment(nodes=0, records=0, seed=seed, config=config)
+    for number in range(nodes):
+        run.join(address=f"/ip4/{20 + number // 200}.{number % 200}.0.1/tcp/4001")
+        run.world.run_for(0.5)
+    for number in range(records):
+        run.put(b"any/%d" % number, b"value %d" % number)
+    run.world.run_for(_SETTLE_S)
+    victim = run.world.nodes[run.honest()[nodes // 2]]
+    before = {info.peer_id for info in victim.table}
+    had = {victim.table.bucket_index(key_of_peer(peer)) for peer in before}
+    near = sorted(
+        (PeerKey.dev(f"sybil-{number}") for number in range(20 * sybils)),
+        key=lambda key: key_of_peer(key.peer_id) ^ key_of_peer(victim.info.peer_id),
+    )[:sybils]
+    infos = []
+    for number, key in enumerate(near):
+        address = Multiaddr(f"/ip4/99.{number % groups}.{number // groups}.1/tcp/4001")
+        infos.append(run.world.add(key.peer_id, addrs=(address,)).info)
+    lie = wrong_peers(infos)
+    for info in infos:
+        run.world.adversaries[info.peer_id] = lie
+    for _ in range(60):
+        for info in infos:
+            run.world.call(run.world.nodes[info.peer_id], victim.info.peer_id)
+        run.world.run_for(10.0)
+    after = {info.peer_id for info in victim.table}
+    has = {victim.table.bucket_index(key_of_peer(peer)) for peer in after if peer not in run.world.adversaries}
+    gets = run.check(list(run.newest), paths=3, askers=[victim.info.peer_id])
+    return Eclipse(
+        len(before),
+        sum(peer not in run.world.adversaries for peer in after),
+        sum(peer in run.world.adversaries for peer in after),
+        len({index for index in had if index < victim.table.buckets - 1} - has),
+        gets,
+    )
+
+
+def _is_signed(record: Record) -> bool:
+    return is_signature(record.public_key_pb, record.signed_bytes(), record.signature)
