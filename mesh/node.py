@@ -149,7 +149,7 @@ async def run_node(
         if view.has_chain:
             rules += [inventory_rule(), refusal_rule()]
         dht = _dht(config, parts, rpc, rules, view, role=Role.SERVER, state_path=state / "dht.json")
-        content = Content(config.data_dir / "content", rpc, offload=parts.offload)
+        content = _content(config, parts, rpc, dht)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
         if config.metrics_port is not None:
@@ -406,6 +406,22 @@ async def _start_rpc(nursery: trio.Nursery, parts: Parts, view: _ChainView) -> R
     rpc.serve(ReflectionServicer(rpc.served))
     await nursery.start(rpc.run)
     return rpc
+
+
+def _content(config: NodeConfig, parts: Parts, rpc: Rpc, dht: DHT) -> Content:
+    """The node's blobs; who has one, the DHT knows, under `content/` and its digest."""
+
+    async def find_providers(digest: bytes) -> Sequence[PeerID]:
+        found = await dht.find_providers(b"content/" + digest)
+        return [info.peer_id for info in found if info.peer_id != parts.identity.peer_id]
+
+    async def provide(digest: bytes) -> None:
+        await dht.provide(b"content/" + digest, is_there=lambda: content.size(digest) is not None)
+
+    content = Content(
+        config.data_dir / "content", rpc, offload=parts.offload, find_providers=find_providers, provide=provide
+    )
+    return content
 
 
 async def _export_metrics(

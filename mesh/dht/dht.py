@@ -274,10 +274,11 @@ class DHT:
 
     # -- providers --
 
-    async def provide(self, key: bytes) -> tuple[PeerID, ...]:
+    async def provide(self, key: bytes, *, is_there: Callable[[], bool] | None = None) -> tuple[PeerID, ...]:
         """Say that we have what `key` (a digest or multihash, 1 to 128 bytes) names; said again every `provide_s` until
-        `withdraw`. Returns who was told and remembers. Raises LocalProtocolError for a bad key or too many."""
-        return await self._providing.provide(key)
+        `withdraw`, or until `is_there` says that we have it no more. Returns who was told and remembers. Raises
+        LocalProtocolError for a bad key or too many."""
+        return await self._providing.provide(key, is_there)
 
     def withdraw(self, key: bytes) -> None:
         """Say it no more: others forget it within the life of a provider entry."""

@@ -4,7 +4,8 @@ a peer says it of itself over its own connection, and it is forgotten unless sai
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -29,16 +30,15 @@ class Providing:
         self._peers = peers
         self._providers = providers
         self._config = config
-        self._own: dict[bytes, float] = {}
-        """When each key was told last."""
+        self._own: dict[bytes, _Own] = {}
 
-    async def provide(self, key: bytes) -> tuple[PeerID, ...]:
+    async def provide(self, key: bytes, is_there: Callable[[], bool] | None = None) -> tuple[PeerID, ...]:
         """See DHT.provide."""
         if not 0 < len(key) <= MAX_KEY_BYTES:
             raise LocalProtocolError(f"a provider key of {len(key)} bytes; 1 to {MAX_KEY_BYTES} are accepted")
         if key not in self._own and len(self._own) >= self._config.max_provided:
             raise LocalProtocolError(f"{len(self._own)} keys are provided already: the most that max_provided allows")
-        self._own[key] = trio.current_time()
+        self._own[key] = _Own(trio.current_time(), is_there)
         told: list[PeerID] = []
 
         async def ask(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
@@ -89,9 +89,17 @@ class Providing:
             await trio.sleep(self._config.provide_s / 10)
             now = trio.current_time()
             self._providers.expire(now)
-            for key, told_at in tuple(self._own.items()):
-                if key in self._own and now - told_at >= self._config.provide_s:
+            for key, own in tuple(self._own.items()):
+                if own.is_there is not None and not own.is_there():
+                    self._own.pop(key, None)
+                elif key in self._own and now - own.told_at >= self._config.provide_s:
                     try:
-                        await self.provide(key)
+                        await self.provide(key, own.is_there)
                     except MeshError as error:
                         log.debug("dht.provide_failed", extra={"key": key, "error": str(error)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    told_at: float
+    is_there: Callable[[], bool] | None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import trio
 
+from mesh.config import NodeConfig
+from mesh.content import inline
 from mesh.dht import Change, DhtConfig, KadServicer, Role
 from mesh.errors import LocalProtocolError, RecordRejected
 from mesh.identity import PeerKey
 from mesh.kad.store import Equivocation
 from mesh.kad.wire import ProofRequest, ProvideRequest
+from mesh.node import Parts, _content
 from tests.dht.cluster import Cluster, in_sim
 from tests.dht.test_dht import send
 
@@ -162,3 +171,24 @@ async def test_a_made_up_proof_is_refused_and_counted(nursery: trio.Nursery) -> 
         assert reply.new == 0
     assert nodes[1].dht.proofs == ()
     assert sum(nodes[1].dht.metrics.refused.values()) >= 1
+
+
+@in_sim
+async def test_a_blob_is_found_through_the_dht_alone_and_no_more_when_it_is_dropped(nursery: trio.Nursery) -> None:
+    folder = Path(tempfile.mkdtemp())
+    cluster = Cluster(nursery, config=DhtConfig(provide_s=50.0))
+    nodes = await cluster.grow(6)
+    contents = []
+    for number, node in enumerate(nodes):
+        config = cast(NodeConfig, SimpleNamespace(data_dir=folder / str(number)))
+        parts = cast(Parts, SimpleNamespace(identity=node.key, offload=inline))
+        content = _content(config, parts, node.rpc, node.dht)
+        node.rpc.serve(content.servicer())
+        contents.append(content)
+    digest = contents[1].put(b"a blob" * 1000)
+    await contents[1].announce(digest)
+    assert await contents[4].fetch(digest, max_bytes=100_000) == b"a blob" * 1000
+    contents[1].drop(digest)
+    await trio.sleep(20)
+    assert nodes[1].dht._providing._own == {}
+    shutil.rmtree(folder)
