@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mesh.dht.ipfs import IpfsConfig
 from mesh.kad.lookup import LookupConfig
 from mesh.kad.patience import PatienceConfig
 from mesh.kad.providers import ProviderConfig
@@ -69,4 +70,7 @@ class DhtConfig(BaseModel):
     validator: ValidatorConfig = Field(default=ValidatorConfig(), description="record checks")
     patience: PatienceConfig = Field(default=PatienceConfig(), description="how long a lookup waits for a peer")
     providers: ProviderConfig = Field(default=ProviderConfig(), description="who provides what, as others say")
+    ipfs: IpfsConfig | None = Field(
+        default=IpfsConfig(), description="how other libp2p nodes take part over /ipfs/kad/1.0.0; none: not at all"
+    )
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="refresh and republish")

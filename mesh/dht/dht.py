@@ -18,6 +18,7 @@ from mesh.dht.crawling import CrawlReport, crawl
 from mesh.dht.gifts import Gifts
 from mesh.dht.holdings import Holdings
 from mesh.dht.inspection import DhtInfoServicer, NetworkView, namespace_view
+from mesh.dht.ipfs import IpfsWire
 from mesh.dht.joining import Joiner
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
@@ -90,6 +91,16 @@ class DHT:
             on_proof=self._proofs.offer,
         )
         self._providers = ProviderStore(config.providers)
+        if config.ipfs is not None:
+            self._peers.ipfs = IpfsWire(
+                rpc,
+                self._peers.table,
+                self._holdings,
+                self._providers,
+                role=config.role,
+                config=config.ipfs,
+                metrics=self.metrics,
+            )
         self._schedule = Schedule(config.schedule, rng=rng)
         self._state = DhtState(state_path, max_peers=config.peer_cache)
         self._gifts = Gifts(self._peers, config=config, metrics=self.metrics)
@@ -307,6 +318,8 @@ class DHT:
         if self.role is not Role.CLIENT and not self._is_served:
             self._peers.rpc.serve(self.servicer())
             self._peers.rpc.serve(DhtInfoServicer(self))
+            if self._peers.ipfs is not None:
+                self._peers.ipfs.serve()
             self._is_served = True
         try:
             async with trio.open_nursery() as nursery:

@@ -9,17 +9,18 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import trio
 from pydantic import BaseModel
 
 from mesh.auth.authorizer import PeerClass
+from mesh.dht.answers import Answered, Judged
 from mesh.dht.config import DhtConfig
+from mesh.dht.ipfs import IpfsWire
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.servicer import KadServicer
-from mesh.errors import MeshError, NotAuthorized, RemoteFailure, RemoteProtocolError
+from mesh.errors import MeshError, NotAuthorized, ProtocolNotSpoken, RemoteFailure, RemoteProtocolError
 from mesh.kad.key import Key, key_bytes, key_of_peer
 from mesh.kad.lookup import Counts, Lookup
 from mesh.kad.patience import Patience
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
+Item = TypeVar("Item")
+T = TypeVar("T")
 
 _TAG: Final = "routing-table"
 _TAG_INTERVAL_S: Final = 10.0
@@ -57,27 +60,6 @@ _TAG_INTERVAL_S: Final = 10.0
 IsMember = Callable[[PeerID], bool | Awaitable[bool]]
 Ask = Callable[[PeerInfo], Awaitable[tuple[Sequence[PeerInfo], Counts]]]
 """Asks one peer of a lookup: the closer peers it names, and whether it counts itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A peer's answer to one query: its peers are parsed, its records and proofs are not yet looked at."""
-
-    role: Role
-    closer: tuple[PeerInfo, ...]
-    records: tuple[bytes, ...] = ()
-    more: bool = False
-    providers: tuple[PeerInfo, ...] = ()
-    proofs: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A peer's verdict on one record or key it was asked to hold: "" for yes; and closer peers."""
-
-    role: Role
-    verdict: str
-    closer: tuple[PeerInfo, ...]
 
 
 class Peers:
@@ -99,6 +81,8 @@ class Peers:
         self.rpc = rpc
         self.local = local
         self.table = RoutingTable(key_of_peer(local), config=config.routing)
+        self.ipfs: IpfsWire | None = None
+        """The other wire, for peers that speak only that."""
         self.patience = Patience(config.patience)
         self.infrastructure: frozenset[PeerID] = frozenset()
         """Bootnodes: asked though they are no members."""
@@ -206,6 +190,13 @@ class Peers:
 
     async def ask_find(self, info: PeerInfo, queries: Sequence[Query]) -> list[Answered]:
         """Put questions to a peer; an answer to each. Raises MeshError; the peer's standing is seen to."""
+        return await self._on_its_wire(
+            info,
+            lambda: self._ask_find(info, queries),
+            lambda wire: _each(queries, lambda query: wire.ask_find(info, query)),
+        )
+
+    async def _ask_find(self, info: PeerInfo, queries: Sequence[Query]) -> list[Answered]:
         request = FindRequest(role=self.role, addrs=raw_addrs(self.here.addrs), queries=tuple(queries))
         reply = await self.call(KadServicer.rpc_find, info, request)
         with self.blaming(info.peer_id):
@@ -228,6 +219,13 @@ class Peers:
 
     async def ask_store(self, info: PeerInfo, records: Sequence[Record], *, want: int) -> list[Judged]:
         """Ask a peer to hold records; a verdict on each. Raises MeshError."""
+        return await self._on_its_wire(
+            info,
+            lambda: self._ask_store(info, records, want=want),
+            lambda wire: _each(records, lambda record: wire.ask_store(info, record)),
+        )
+
+    async def _ask_store(self, info: PeerInfo, records: Sequence[Record], *, want: int) -> list[Judged]:
         request = StoreRequest(
             role=self.role,
             addrs=raw_addrs(self.here.addrs),
@@ -239,6 +237,13 @@ class Peers:
 
     async def ask_provide(self, info: PeerInfo, keys: Sequence[bytes], *, want: int) -> list[Judged]:
         """Tell a peer that we have what these keys name. Raises MeshError."""
+        return await self._on_its_wire(
+            info,
+            lambda: self._ask_provide(info, keys, want=want),
+            lambda wire: _each(keys, lambda key: wire.ask_provide(info, key)),
+        )
+
+    async def _ask_provide(self, info: PeerInfo, keys: Sequence[bytes], *, want: int) -> list[Judged]:
         request = ProvideRequest(role=self.role, addrs=raw_addrs(self.here.addrs), keys=tuple(keys), want=want)
         reply = await self.call(KadServicer.rpc_provide, info, request)
         return await self._judged(info, len(keys), reply.role, reply.verdicts, reply.peers, reply.closer)
@@ -254,6 +259,31 @@ class Peers:
         """Tell a peer of equivocations. Raises MeshError."""
         reply = await self.call(KadServicer.rpc_proof, info, ProofRequest(role=self.role, proofs=tuple(proofs)))
         await self.on_answer(info, reply.role)
+
+    async def _on_its_wire(
+        self,
+        info: PeerInfo,
+        ours: Callable[[], Awaitable[T]],
+        theirs: Callable[[IpfsWire], Awaitable[T]],
+    ) -> T:
+        """Ask on our wire, and on the other where ours is not spoken; remembered by peer."""
+        peer, wire = info.peer_id, self.ipfs
+        if wire is None:
+            return await ours()
+        if not wire.is_foreign(peer):
+            try:
+                return await ours()
+            except ProtocolNotSpoken:
+                wire.note(peer)
+        try:
+            answer = await theirs(wire)
+        except MeshError as error:
+            if isinstance(error, ProtocolNotSpoken):
+                wire.forget(peer)
+            self.on_error(peer, error)
+            raise
+        await self.on_answer(info, Role.SERVER)
+        return answer
 
     async def _judged(
         self,
@@ -284,7 +314,8 @@ class Peers:
         try:
             return await self.rpc.call(function, info.peer_id, request, timeout_s=self._config.request_timeout_s)
         except MeshError as error:
-            self.on_error(info.peer_id, error)
+            if self.ipfs is None or not isinstance(error, ProtocolNotSpoken):
+                self.on_error(info.peer_id, error)
             raise
 
     # -- what becomes of them --
@@ -382,10 +413,15 @@ class Peers:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ping_doubted)
             nursery.start_soon(self._keep_tagged)
+            if self.ipfs is not None:
+                nursery.start_soon(self._meet_foreign, self.ipfs)
             task_status.started()
 
     async def ping(self, info: PeerInfo) -> Role:
         """Ask a peer whether it is there; the answer or its lack is noted. Raises MeshError."""
+        return await self._on_its_wire(info, lambda: self._ping(info), lambda wire: _ping_foreign(wire, info))
+
+    async def _ping(self, info: PeerInfo) -> Role:
         reply = await self.call(KadServicer.rpc_ping, info, PingRequest(role=self.role))
         await self.on_answer(info, reply.role)
         return reply.role
@@ -397,6 +433,16 @@ class Peers:
                 await self.ping(doubted.info)
             except MeshError as error:
                 log.debug("dht.ping_failed", extra={"peer": str(doubted.info.peer_id), "error": str(error)})
+
+    async def _meet_foreign(self, wire: IpfsWire) -> None:
+        """Find out whether members that asked on the other wire serve on it, too."""
+        async for info in wire.heard:
+            if info.peer_id in self.table or not await self.may_be_asked(info.peer_id):
+                continue
+            try:
+                await self.ping(info)
+            except MeshError as error:
+                log.debug("dht.foreign_only_asks", extra={"peer": str(info.peer_id), "error": str(error)})
 
     async def _keep_tagged(self) -> None:
         """Say to the network that connections to peers in the table are worth more than others."""
@@ -413,3 +459,13 @@ class Peers:
         finally:
             for peer in tagged:
                 net.unprotect(peer, _TAG)
+
+
+async def _each(items: Sequence[Item], ask: Callable[[Item], Awaitable[T]]) -> list[T]:
+    """One after another: that wire has one question to a message."""
+    return [await ask(item) for item in items]
+
+
+async def _ping_foreign(wire: IpfsWire, info: PeerInfo) -> Role:
+    await wire.ping(info)
+    return Role.SERVER

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import trio
 
+from mesh.dht.answers import Judged
 from mesh.dht.config import DhtConfig
-from mesh.dht.peers import Judged, Peers
+from mesh.dht.peers import Peers
 from mesh.dht.servicer import STORED
 from mesh.errors import LocalProtocolError, MeshError
 from mesh.kad.key import key_of

@@ -15,13 +15,14 @@ from typing import Final
 
 import trio
 
+from mesh.dht.answers import Answered
 from mesh.dht.batching import Batch
 from mesh.dht.cache import ReadCache
 from mesh.dht.config import DhtConfig
 from mesh.dht.gifts import Gifts
 from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
-from mesh.dht.peers import Answered, Peers
+from mesh.dht.peers import Peers
 from mesh.dht.report import Found, Want
 from mesh.errors import MeshError, RecordNotFound, RecordRejected, RemoteProtocolError
 from mesh.kad.key import key_of_record

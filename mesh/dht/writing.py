@@ -10,11 +10,12 @@ from typing import Final, NamedTuple
 
 import trio
 
+from mesh.dht.answers import Judged
 from mesh.dht.batching import Batch
 from mesh.dht.config import DhtConfig
 from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
-from mesh.dht.peers import Judged, Peers
+from mesh.dht.peers import Peers
 from mesh.dht.report import StoreReport
 from mesh.dht.servicer import STORED
 from mesh.dht.state import DhtState

@@ -162,6 +162,11 @@ class Rpc:
             metrics = self.metrics.methods_in[str(spec)] = MethodMetrics()
             self._bound[spec.protocol, spec.name] = Bound(spec, getattr(servicer, PREFIX + spec.name), metrics)
 
+    @property
+    def authorizer(self) -> Authorizer:
+        """Who may do what: for protocols that are not calls."""
+        return self._authorizer
+
     def served(self) -> dict[str, list[MethodSpec]]:
         """All methods we serve, by protocol."""
         found: dict[str, list[MethodSpec]] = {}
