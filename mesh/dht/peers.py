@@ -439,9 +439,11 @@ class Peers:
         async for info in wire.heard:
             if info.peer_id in self.table or not await self.may_be_asked(info.peer_id):
                 continue
+            wire.note(info.peer_id)
             try:
                 await self.ping(info)
             except MeshError as error:
+                wire.forget(info.peer_id)
                 log.debug("dht.foreign_only_asks", extra={"peer": str(info.peer_id), "error": str(error)})
 
     async def _keep_tagged(self) -> None:

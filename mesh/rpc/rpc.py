@@ -25,6 +25,7 @@ from mesh.errors import (
     NetworkError,
     NotAuthorized,
     PeerSuspended,
+    ProtocolNotSpoken,
     RemoteFailure,
     RemoteProtocolError,
     RequestTimeout,
@@ -509,7 +510,7 @@ class Rpc:
         for attempt in range(self.config.max_retries):
             try:
                 return await self._attempt(spec, peer, head, buffers, deadline)
-            except PeerSuspended:
+            except (PeerSuspended, ProtocolNotSpoken):
                 raise
             except (NetworkError, RemoteFailure) as error:
                 if isinstance(error, RemoteFailure) and not error.retryable:

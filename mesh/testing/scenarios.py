@@ -97,7 +97,10 @@ class Experiment:
         outcomes = []
         for name in names:
             owner, _ = self.newest[name]
-            asker = self.world.rng.choice([peer for peer in askers or self.honest() if peer != owner])
+            others = [peer for peer in askers or self.honest() if peer != owner]
+            if not others:
+                continue
+            asker = self.world.rng.choice(others)
             outcomes.append((name, self.world.get(self.world.nodes[asker], name, paths=paths)))
         self.world.run_for(2 * _SETTLE_S)
         correct = forged = old = 0
@@ -107,7 +110,7 @@ class Experiment:
             forged += sum(not _is_signed(record) for record in outcome.records.values())
             correct += [record.value for record in found] == [value]
             old += bool(found) and found[0].value != value
-        return Finding(len(names), correct, forged, old, self.world.messages, self.world.digest())
+        return Finding(len(outcomes), correct, forged, old, self.world.messages, self.world.digest())
 
 
 def kill_twice(*, nodes: int, records: int, seed: int, part: float = 0.3, config: WorldConfig | None = None) -> Finding:
