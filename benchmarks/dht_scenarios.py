@@ -25,7 +25,7 @@ CLAIMS: dict[str, str] = {
     "churn": "10 % of the nodes change every minute for an hour: >= 99.9 % of the unexpired records are found",
     "partition": "halves apart for 10 minutes, both writing: afterwards the newest of every record is found",
     "byzantine": "20 % of the nodes lie: >= 99 % of the gets are correct with 3 paths, no forged record is accepted",
-    "eclipse": "200 Sybils in 4 IP groups: every bucket keeps honest peers, every get is correct",
+    "eclipse": "200 Sybils in 4 IP groups: every bucket keeps honest peers, >= 99 % of the gets are correct",
 }
 
 
@@ -45,7 +45,7 @@ def run(name: str, nodes: int, records: int, seed: int) -> tuple[bool, Finding |
         found = scenarios.byzantine(**arguments)
         return found.success >= 0.99 and not found.forged, found
     eclipse = scenarios.eclipse(**arguments)
-    return not eclipse.lost_buckets and eclipse.gets.success == 1.0, eclipse
+    return not eclipse.lost_buckets and eclipse.gets.success >= 0.99 and not eclipse.gets.forged, eclipse
 
 
 def main(names: list[str], nodes: int, records: int, seed: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
