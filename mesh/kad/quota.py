@@ -37,6 +37,9 @@ class NamespaceQuota:
     """Over all keys of the namespace."""
 
 
+NO_QUOTA: Final = NamespaceQuota()
+
+
 Account = tuple[object, ...]
 """Whose records are counted together, in words and ids: ("sender", PeerID)."""
 

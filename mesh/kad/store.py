@@ -26,7 +26,7 @@ from mesh.errors import RecordRejected
 from mesh.kad.equivocation import Equivocation as Equivocation
 from mesh.kad.equivocation import ProofBook
 from mesh.kad.key import Key, key_of_record
-from mesh.kad.quota import UNLIMITED, Account, Ledger, NamespaceQuota, Quota
+from mesh.kad.quota import NO_QUOTA, UNLIMITED, Account, Ledger, NamespaceQuota, Quota
 from mesh.kad.record import Record, Slot, is_equivocation
 from mesh.kad.validator import record_bytes
 from mesh.peer import PeerID
@@ -35,9 +35,6 @@ _T = TypeVar("_T", tuple[int, bytes], tuple[int, bytes, tuple[bytes, bytes]], tu
 
 _OVERHEAD_BYTES = 512
 """Python objects and index entries per record (sys.getsizeof over a store of 10,000, rounded up)."""
-
-
-_NO_QUOTA = NamespaceQuota()
 
 
 class StoreConfig(BaseModel):
@@ -244,9 +241,11 @@ class RecordStore:
         """Keep a proof that was checked."""
         gone = self._proofs.add(proof)
         if self._journal is not None:
-            self._journal.proven(proof)
             for other in gone:
-                self._journal.unproven(other)
+                if other is not proof:
+                    self._journal.unproven(other)
+            if proof not in gone:
+                self._journal.proven(proof)
 
     def own_view(self) -> OwnView:
         """What a validator asks about records of our own."""
@@ -351,7 +350,7 @@ class RecordStore:
                 raise RecordRejected("older", f"seq {record.seq}; held is seq {held.record.seq}")
         size = record_bytes(record) + _OVERHEAD_BYTES
         replaced = 0 if held is None else held.size
-        quota = quota or _NO_QUOTA
+        quota = quota or NO_QUOTA
         self._ledger.check(
             zip(
                 _accounts(record, sender),
