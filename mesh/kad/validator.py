@@ -450,7 +450,7 @@ class RecordValidator:
             self._verified.move_to_end(name)
             return
         if sender is not None:
-            self._rates.spend_check(sender, now=now)
+            self._rates.spend_check(sender, key_bytes=len(record.public_key_pb), now=now)
         try:
             record.check_signature(self._verify)
         except RecordRejected:

@@ -333,13 +333,16 @@ def test_a_proven_sender_that_fails_is_unproven_again_and_none_exceeds_the_whole
     rates = SenderRates(RateConfig(checks_per_s=4.0, unproven_share=0.25))
     rates.on_good(ALICE.peer_id)
     for _ in range(4):
-        rates.spend_check(ALICE.peer_id, now=NOW)
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW)
     with pytest.raises(RecordRejected, match="4 signatures/s"):
-        rates.spend_check(ALICE.peer_id, now=NOW)
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW)
+    rates.spend_check(ALICE.peer_id, key_bytes=1067, now=NOW + 5)  # the largest RSA key takes four of them
+    with pytest.raises(RecordRejected, match="4 signatures/s"):
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW + 5)
     rates.on_bad(ALICE.peer_id, now=NOW + 10)
-    rates.spend_check(ALICE.peer_id, now=NOW + 10)
+    rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW + 10)
     with pytest.raises(RecordRejected, match="new to it"):
-        rates.spend_check(ALICE.peer_id, now=NOW + 10)
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW + 10)
 
 
 def test_what_is_refused_before_the_signature_costs_none() -> None:
