@@ -454,6 +454,7 @@ def _dht(
         clock=parts.clock,
         rng=random.Random(parts.rng.random()),
         state_path=state_path,
+        records_path=state_path.with_name("records.sqlite") if config.keep_records else None,
     )
 
 

@@ -6,6 +6,7 @@ comes from others (records, peers, addresses) is checked before it is kept, retu
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import trio
 from mesh.clock import Clock
 from mesh.dht.config import DhtConfig
 from mesh.dht.crawling import CrawlReport, crawl
+from mesh.dht.disk import SqliteRecords
 from mesh.dht.gifts import Gifts
 from mesh.dht.holdings import Holdings
 from mesh.dht.inspection import DhtInfoServicer, NetworkView, namespace_view
@@ -33,16 +35,19 @@ from mesh.dht.watching import Watch
 from mesh.dht.writing import Entry, Writer, expiry_of
 from mesh.errors import DialFailed, LocalProtocolError
 from mesh.identity import PeerKey
+from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_peer, key_of_record
 from mesh.kad.lookup import Lookup
 from mesh.kad.providers import ProviderStore
 from mesh.kad.record import Record
 from mesh.kad.schedule import Schedule
-from mesh.kad.store import Equivocation, RecordStore
+from mesh.kad.store import RecordStore
 from mesh.kad.validator import BlockPosition, NamespaceRule, RecordValidator
 from mesh.kad.wire import Role
 from mesh.peer import PeerID, PeerInfo
 from mesh.rpc.rpc import Rpc
+
+log = logging.getLogger(__name__)
 
 
 class DHT:
@@ -62,9 +67,11 @@ class DHT:
         clock: Clock,
         rng: random.Random,
         state_path: Path | None = None,
+        records_path: Path | None = None,
     ) -> None:
-        """`is_member` says who may own records and be asked; what it raises counts as no. Raises ConfigError
-        when `rules` clash or the state file is not ours."""
+        """`is_member` says who may own records and be asked; what it raises counts as no. `state_path`: where the peer
+        cache and the highest seq are kept. `records_path`: where records are kept, which then survive the process;
+        without it they do not. Raises ConfigError when `rules` clash or a file is not ours."""
         self._config = config = config or DhtConfig()
         self._identity = identity
         self._rng = rng
@@ -81,14 +88,21 @@ class DHT:
             on_lost=lambda: self._schedule.sync_soon(now=trio.current_time()),
         )
         self._proofs = ProofSpreader(self._peers, config=config)
+        self._disk = None if records_path is None else SqliteRecords(records_path, subnet_id=subnet_id, genesis=genesis)
+        store = RecordStore(local, config.store, journal=self._disk)
+        validator = RecordValidator(rules, subnet_id=subnet_id, genesis=genesis, config=config.validator)
+        if self._disk is not None:
+            loaded = self._disk.load(store, validator, now=clock.now())
+            log.info("%d records were kept on disk", loaded.records, extra={"skipped": dict(loaded.skipped)})
         self._holdings = Holdings(
-            RecordStore(local, config.store),
-            RecordValidator(rules, subnet_id=subnet_id, genesis=genesis, config=config.validator),
+            store,
+            validator,
             is_member=self._peers.is_member,
             position=position,
             clock=clock,
             metrics=self.metrics,
             on_proof=self._proofs.offer,
+            disk=self._disk,
         )
         self._providers = ProviderStore(config.providers)
         if config.ipfs is not None:
@@ -116,6 +130,7 @@ class DHT:
             config=config,
             metrics=self.metrics,
         )
+        self._writer.resume()
         self._providing = Providing(self._peers, self._providers, config=config)
         self._upkeep = Upkeep(
             self._peers, self._holdings, self._writer, self._gifts, self._schedule, config=config, rng=rng
@@ -334,6 +349,9 @@ class DHT:
             self._is_running = False
             self._state.remember(self._peers.table)
             self._state.save()
+            if self._disk is not None:
+                with trio.CancelScope(shield=True):  # the disk's own time, no peer's
+                    await trio.to_thread.run_sync(self._disk.flush)
 
     def servicer(self) -> KadServicer:
         """What answers others; `run` serves it. Simulated adversaries derive theirs from it."""

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from mesh.clock import Clock
+from mesh.dht.disk import SqliteRecords
 from mesh.dht.metrics import DhtMetrics
 from mesh.errors import RecordRejected
+from mesh.kad.equivocation import Equivocation
 from mesh.kad.record import Record
-from mesh.kad.store import Equivocation, Keep, RecordStore
+from mesh.kad.store import Keep, RecordStore
 from mesh.kad.validator import BlockPosition, Purpose, RecordValidator
 from mesh.peer import PeerID
 
@@ -31,8 +33,9 @@ class Holdings:
         clock: Clock,
         metrics: DhtMetrics,
         on_proof: Callable[[Equivocation], None],
+        disk: SqliteRecords | None = None,
     ) -> None:
-        """`on_proof` is told of every equivocation that was not known here."""
+        """`on_proof` is told of every equivocation that was not known here; `disk` is the store's journal."""
         self.store = store
         self.validator = validator
         self._is_member = is_member
@@ -40,6 +43,7 @@ class Holdings:
         self._clock = clock
         self._metrics = metrics
         self._on_proof = on_proof
+        self._disk = disk
         self._changes = 0
         self._changed = trio.Event()
 
@@ -51,10 +55,8 @@ class Holdings:
 
     async def accept(self, record: Record, *, sender: PeerID | None) -> None:
         """Check and hold a record; `sender` None is ourselves. Raises RecordRejected."""
-        position = self._position()
-        self.validator.check_envelope(
-            record, purpose=Purpose.STORE, now=self._clock.now(), position=position, sender=sender
-        )
+        now, position = self._clock.now(), self._position()
+        self.validator.check_envelope(record, purpose=Purpose.STORE, now=now, position=position, sender=sender)
         member = await self._is_member(record.owner)
         is_own = sender is None
         self.validator.check_content(
@@ -63,12 +65,16 @@ class Holdings:
             member=member,
             position=position,
             held=self.store.own_view() if is_own else self.store,
+            sender=sender,
+            now=now,
         )
         rule = self.validator.rule(record.key)
         keep = Keep.OWN if is_own else Keep.EVIDENCE if rule.is_evidence else Keep.REPLICA
         known = self.store.proof(record.slot)
         try:
-            evicted = self.store.put(record, max_per_owner=rule.max_records_per_owner, keep=keep)
+            evicted = self.store.put(
+                record, max_per_owner=rule.max_records_per_owner, keep=keep, quota=rule.quota, sender=sender
+            )
         finally:
             proof = self.store.proof(record.slot)
             if proof is not None and proof is not known:
@@ -78,6 +84,12 @@ class Holdings:
         self._changes += 1
         self._changed.set()
         self._changed = trio.Event()
+
+    async def flush(self) -> None:
+        """When it returns, what was accepted before survives the process, where records are kept on disk. Raises
+        ConfigError when they cannot be."""
+        if self._disk is not None:
+            await trio.to_thread.run_sync(self._disk.flush)
 
     def may_be_sent(self, record: Record) -> bool:
         """Whether others would take a record now, as far as its time says: its window is open, it has not expired."""
@@ -124,12 +136,13 @@ class Holdings:
 
     async def learn_proof(self, proof: Equivocation) -> bool:
         """Keep a proof that another node sent, after checking it; says whether it was new. Raises RecordRejected."""
-        if self.store.has_proof(proof):
+        known = self.store.proof(proof.slot)
+        if known is not None and known.first.seq >= proof.first.seq:
             return False
         self.validator.check_proof(proof)
-        if not await self._is_member(proof.first.owner):
-            raise RecordRejected("not-member", f"{proof.first.owner} is no member: what it signs does not count")
-        self.store.add_proof(proof)
+        if not await self._is_member(proof.owner):
+            raise RecordRejected("not-member", f"{proof.owner} is no member: what it signs does not count")
+        self.store.prove(proof)
         self._on_proof(proof)
         return True
 

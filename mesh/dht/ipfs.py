@@ -185,11 +185,13 @@ class IpfsWire:
         record = Record.from_bytes(message.value)
         if wire_key(record.key) != message.key:
             raise RecordRejected("key", f"a record for {record.key!r} put under {message.key!r}")
+        self._holdings.validator.check_sender(peer, now=self._holdings.now())
         try:
             await self._holdings.accept(record, sender=peer)
         except RecordRejected as error:
             if error.reason != "duplicate":  # who puts again what we hold has stored it
                 raise
+        await self._holdings.flush()
 
     async def _get(self, key: bytes, closer: tuple[ipfs.RawPeer, ...]) -> Message:
         try:

@@ -10,8 +10,8 @@ import trio
 from mesh.dht.config import DhtConfig
 from mesh.dht.peers import Peers
 from mesh.errors import MeshError
+from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_record
-from mesh.kad.store import Equivocation
 from mesh.kad.wire import Role
 
 log = logging.getLogger(__name__)

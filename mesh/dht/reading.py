@@ -25,10 +25,10 @@ from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
 from mesh.dht.report import Found, Want
 from mesh.errors import MeshError, RecordNotFound, RecordRejected, RemoteProtocolError
+from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_record
 from mesh.kad.lookup import Counts, Lookup
 from mesh.kad.record import Record, Slot
-from mesh.kad.store import Equivocation
 from mesh.kad.wire import MAX_PROOFS, MAX_QUERIES, Query, Role
 from mesh.peer import PeerID, PeerInfo
 
@@ -198,7 +198,7 @@ class Reader:
         collected.newest.update((record.slot, record) for record in held)
         if held:
             collected.returned[self._peers.local] = {record.digest for record in held}
-        collected.proofs.update((proof.first.slot, proof) for proof in self._holdings.store.proofs_of(collected.key))
+        collected.proofs.update((proof.slot, proof) for proof in self._holdings.store.proofs_of(collected.key))
 
     async def _ask(self, info: PeerInfo, query: Query) -> Answered:
         (answer,) = await self._peers.ask_find(info, (query,))
@@ -262,9 +262,9 @@ class Reader:
         for raw in raws:
             try:
                 proof = Equivocation.from_bytes(raw)
-                if proof.first.key == collected.key and proof.first.slot not in collected.proofs:
+                if proof.first.key == collected.key and proof.slot not in collected.proofs:
                     await self._holdings.learn_proof(proof)
-                    collected.proofs[proof.first.slot] = proof
+                    collected.proofs[proof.slot] = proof
             except MeshError as error:
                 log.debug("dht.proof_skipped", extra={"error": str(error)})
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from mesh.errors import RecordNotFound
+from mesh.kad.equivocation import Equivocation
 from mesh.kad.record import Record, Slot
-from mesh.kad.store import Equivocation
 from mesh.peer import PeerID
 
 

@@ -9,10 +9,10 @@ import trio
 
 from mesh.auth.authorizer import PeerClass
 from mesh.errors import NotAuthorized, RecordRejected, RemoteProtocolError
+from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of, key_of_record
 from mesh.kad.record import Record
 from mesh.kad.replicas import pack_wanted
-from mesh.kad.store import Equivocation
 from mesh.kad.wire import (
     MAX_PROOFS,
     Answer,
@@ -97,6 +97,11 @@ class KadServicer(Servicer):
         naming = Naming()
         verdicts: list[str] = []
         closer: list[tuple[int, ...]] = []
+        try:
+            self._holdings.validator.check_sender(ctx.remote, now=self._holdings.now())
+        except RecordRejected as error:
+            self._metrics.count(self._metrics.refused, error.reason, len(request.records))
+            raise NotAuthorized("rate-limited", error.detail) from error
         for number, raw in enumerate(request.records):
             if number % 8 == 7:  # eight RSA signatures are checked in a few milliseconds
                 await trio.lowlevel.checkpoint()

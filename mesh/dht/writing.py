@@ -32,6 +32,7 @@ from mesh.kad.key import key_of_record
 from mesh.kad.lookup import Counts
 from mesh.kad.record import Record, Slot, sign_record
 from mesh.kad.schedule import Schedule
+from mesh.kad.store import Keep
 from mesh.kad.validator import record_bytes
 from mesh.kad.wire import MAX_BATCH
 from mesh.peer import PeerID, PeerInfo
@@ -86,6 +87,13 @@ class Writer:
         """The slots we publish again."""
         return tuple(self._own)
 
+    def resume(self) -> None:
+        """Publish anew what of ours an earlier run left on disk: due at once."""
+        for record in self._holdings.store:
+            if self._holdings.store.keep(record.slot) is Keep.OWN:
+                self._own[record.slot] = None
+                self._schedule.resume(record.slot)
+
     async def put(self, entry: Entry, *, expires_at: float, peers: Sequence[PeerID] | None) -> StoreReport:
         """See DHT.put."""
         record = await self._make(entry, expires_at, peers)
@@ -136,6 +144,7 @@ class Writer:
             tombstone=tombstone,
         )
         await self._holdings.accept(record, sender=None)
+        await self._holdings.flush()
         named = None if peers is None else tuple(p for p in dict.fromkeys(peers) if p != self._peers.local)
         self._own[record.slot] = named
         self._schedule.published(record.slot, now=trio.current_time())

@@ -53,6 +53,10 @@ class Schedule:
         """A record of ours was sent out."""
         self._records[slot] = now + self._spread(self._config.republish_s)
 
+    def resume(self, slot: Slot) -> None:
+        """A record of ours that an earlier run sent out is due now."""
+        self._records[slot] = float("-inf")
+
     def forget(self, slot: Slot) -> None:
         """A record of ours is no more."""
         self._records.pop(slot, None)

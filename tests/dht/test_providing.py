@@ -14,9 +14,10 @@ import trio
 from mesh.config import NodeConfig
 from mesh.content import inline
 from mesh.dht import Change, DhtConfig, KadServicer, Role
-from mesh.errors import LocalProtocolError, RecordRejected
+from mesh.errors import LocalProtocolError, MeshError, RecordRejected
 from mesh.identity import PeerKey
-from mesh.kad.store import Equivocation
+from mesh.kad.equivocation import Equivocation
+from mesh.kad.providers import ProviderConfig
 from mesh.kad.wire import ProofRequest, ProvideRequest
 from mesh.node import Parts, _content
 from tests.dht.cluster import Cluster, in_sim
@@ -28,7 +29,7 @@ DIGEST = b"\x12\x20" + bytes(range(32))
 
 @in_sim
 async def test_providers_are_found_by_everybody_and_forgotten_when_silent(nursery: trio.Nursery) -> None:
-    cluster = Cluster(nursery, config=DhtConfig(provide_s=100.0))
+    cluster = Cluster(nursery, config=DhtConfig(provide_s=100.0, providers=ProviderConfig(ttl_s=250.0)))
     nodes = await cluster.grow(10)
     told = await nodes[1].dht.provide(DIGEST)
     assert len(told) >= 5
@@ -41,7 +42,7 @@ async def test_providers_are_found_by_everybody_and_forgotten_when_silent(nurser
     assert await nodes[5].dht.find_providers(b"unknown") == ()
     # Withdrawn, it is forgotten after its life; the other, said again, stays.
     nodes[1].dht.withdraw(DIGEST)
-    await trio.sleep(nodes[1].dht._config.providers.ttl_s + 200)
+    await trio.sleep(400)
     assert [info.peer_id for info in await nodes[7].dht.find_providers(DIGEST)] == [nodes[2].id]
 
 
@@ -164,13 +165,19 @@ async def test_a_made_up_proof_is_refused_and_counted(nursery: trio.Nursery) -> 
     forged = dataclasses.replace(one, value=b"no")
     later = cluster.record(EVE, value=b"no", seq=one.seq + 1)
     foreign = cluster.record(EVE, value=b"no", subnet_id=5)
-    for first, second in ((one, forged), (one, later), (one, one), (foreign, foreign)):
-        raw = Equivocation(first, second).to_bytes()
+    for first, second in ((one, forged), (one, later), (foreign, dataclasses.replace(foreign, value=b"x"))):
+        raw = Equivocation.of(first, second).to_bytes()
         request = ProofRequest(role=Role.SERVER, proofs=(raw,))
         reply = await nodes[0].rpc.call(KadServicer.rpc_proof, nodes[1].id, request)
         assert reply.new == 0
     assert nodes[1].dht.proofs == ()
-    assert sum(nodes[1].dht.metrics.refused.values()) >= 1
+    refused = nodes[1].dht.metrics.refused
+    assert {"proof-signature", "proof-not-a-proof", "proof-subnet"} <= set(refused)
+    for garbage in (b"", b"\x93", Equivocation(one, one).to_bytes()):
+        with pytest.raises(MeshError):
+            await nodes[0].rpc.call(
+                KadServicer.rpc_proof, nodes[1].id, ProofRequest(role=Role.SERVER, proofs=(garbage,))
+            )
 
 
 @in_sim
