@@ -28,7 +28,7 @@ from mesh.chain.epochs import Epochs
 from mesh.clock import Clock, SystemClock
 from mesh.config import Discovery, NodeConfig
 from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
-from mesh.content import Content, Offload, in_thread
+from mesh.content import Content
 from mesh.dht import DHT, DhtConfig, Role
 from mesh.errors import ChainUnavailable, ConfigError, MeshError
 from mesh.gossip import Gossip
@@ -36,6 +36,7 @@ from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
 from mesh.net.data import DataPlane
+from mesh.offload import Offload, in_thread
 from mesh.peer import PeerID, PeerInfo
 from mesh.presence import Presence, presence_rule, presence_topic
 from mesh.rpc.reflection import ReflectionServicer
@@ -455,6 +456,7 @@ def _dht(
         rng=random.Random(parts.rng.random()),
         state_path=state_path,
         records_path=state_path.with_name("records.sqlite") if config.keep_records else None,
+        offload=parts.offload,
     )
 
 

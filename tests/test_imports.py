@@ -33,7 +33,8 @@ ONLY_IN = {
 
 
 LAYERS = (
-    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace", "protobuf"},
+    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace", "protobuf",
+     "offload"},
     {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "rpc.flow", "rpc.standing",
      "rpc.adapters", "rpc.codec", "chain.types", "chain.windows",
      "gossip.wire", "gossip.rules", "gossip.router", "gossip.cache", "gossip.score", "gossip.outbox",

@@ -44,6 +44,7 @@ from mesh.kad.schedule import Schedule
 from mesh.kad.store import RecordStore
 from mesh.kad.validator import BlockPosition, NamespaceRule, RecordValidator
 from mesh.kad.wire import Role
+from mesh.offload import Offload, in_thread
 from mesh.peer import PeerID, PeerInfo
 from mesh.rpc.rpc import Rpc
 
@@ -68,10 +69,12 @@ class DHT:
         rng: random.Random,
         state_path: Path | None = None,
         records_path: Path | None = None,
+        offload: Offload = in_thread,
     ) -> None:
         """`is_member` says who may own records and be asked; what it raises counts as no. `state_path`: where the peer
         cache and the highest seq are kept. `records_path`: where records are kept, which then survive the process;
-        without it they do not. Raises ConfigError when `rules` clash or a file is not ours."""
+        without it they do not; `offload` does the waiting for that file. Raises ConfigError when `rules` clash or a
+        file is not ours."""
         self._config = config = config or DhtConfig()
         self._identity = identity
         self._rng = rng
@@ -103,6 +106,7 @@ class DHT:
             metrics=self.metrics,
             on_proof=self._proofs.offer,
             disk=self._disk,
+            offload=offload,
         )
         self._providers = ProviderStore(config.providers)
         if config.ipfs is not None:
@@ -349,9 +353,8 @@ class DHT:
             self._is_running = False
             self._state.remember(self._peers.table)
             self._state.save()
-            if self._disk is not None:
-                with trio.CancelScope(shield=True):  # the disk's own time, no peer's
-                    await trio.to_thread.run_sync(self._disk.flush)
+            with trio.CancelScope(shield=True):  # the disk's own time, no peer's
+                await self._holdings.flush()
 
     def servicer(self) -> KadServicer:
         """What answers others; `run` serves it. Simulated adversaries derive theirs from it."""

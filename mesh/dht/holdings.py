@@ -15,6 +15,7 @@ from mesh.kad.equivocation import Equivocation
 from mesh.kad.record import Record
 from mesh.kad.store import Keep, RecordStore
 from mesh.kad.validator import BlockPosition, Purpose, RecordValidator
+from mesh.offload import Offload, in_thread
 from mesh.peer import PeerID
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Holdings:
         metrics: DhtMetrics,
         on_proof: Callable[[Equivocation], None],
         disk: SqliteRecords | None = None,
+        offload: Offload = in_thread,
     ) -> None:
         """`on_proof` is told of every equivocation that was not known here; `disk` is the store's journal."""
         self.store = store
@@ -44,6 +46,7 @@ class Holdings:
         self._metrics = metrics
         self._on_proof = on_proof
         self._disk = disk
+        self._offload = offload
         self._changes = 0
         self._changed = trio.Event()
 
@@ -89,7 +92,7 @@ class Holdings:
         """When it returns, what was accepted before survives the process, where records are kept on disk. Raises
         ConfigError when they cannot be."""
         if self._disk is not None:
-            await trio.to_thread.run_sync(self._disk.flush)
+            await self._offload(self._disk.flush)
 
     def may_be_sent(self, record: Record) -> bool:
         """Whether others would take a record now, as far as its time says: its window is open, it has not expired."""
@@ -100,6 +103,11 @@ class Holdings:
         except RecordRejected:
             return False
         return True
+
+    def may_be_spread(self, record: Record) -> bool:
+        """Whether we may give a record to whoever is near its key. Evidence goes where its owner sends it while its
+        window is open: who has it by then is what inventories are about."""
+        return not self.validator.rule(record.key).is_evidence and self.may_be_sent(record)
 
     async def check_read(self, record: Record) -> None:
         """Check a record that another node returned. Raises RecordRejected."""

@@ -105,7 +105,7 @@ class Upkeep:
             record
             for key in keys
             for record in self._holdings.store.records(key, now=now)
-            if self._holdings.may_be_sent(record)
+            if self._holdings.may_be_spread(record) and not self._writer.is_named(record.slot)
         ]
         for start in range(0, len(records), MAX_OFFER):
             batch = records[start : start + MAX_OFFER]

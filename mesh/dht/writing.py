@@ -87,6 +87,10 @@ class Writer:
         """The slots we publish again."""
         return tuple(self._own)
 
+    def is_named(self, slot: Slot) -> bool:
+        """Whether a record of ours goes to peers that were named, and nowhere else."""
+        return self._own.get(slot) is not None
+
     def resume(self) -> None:
         """Publish anew what of ours an earlier run left on disk: due at once."""
         for record in self._holdings.store:

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import trio
 
 from mesh.dht.disk import MALFORMED, MAX_PENDING_BYTES, SqliteRecords
 from mesh.errors import ConfigError, RecordRejected
@@ -24,6 +25,7 @@ from mesh.kad.quota import NamespaceQuota, Quota
 from mesh.kad.record import Record, sign_record
 from mesh.kad.store import Keep, RecordStore, StoreConfig
 from mesh.kad.validator import NamespaceRule, RecordValidator
+from tests.dht.cluster import Cluster, in_sim
 
 NOW = 1_800_000_000.0
 GENESIS = b"g" * 32
@@ -292,3 +294,34 @@ def test_a_quota_that_became_smaller_holds_for_what_is_loaded(tmp_path: Path) ->
     loaded = journal.load(store, RecordValidator([rule], subnet_id=1, genesis=GENESIS), now=NOW)
     assert (loaded.records, dict(loaded.skipped)) == (2, {"quota": 3})
     journal.close()
+
+
+def test_a_node_that_crashed_still_holds_what_it_acknowledged_and_publishes_its_own_again(tmp_path: Path) -> None:
+    """Restarted from its file, without the peers that knew it before: what it held is there, and what it owned goes out
+    to the new ones."""
+    path = tmp_path / "records.sqlite"
+
+    @in_sim
+    async def before(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        node = await cluster.add("kept", records_path=path)
+        other = await cluster.add("other")
+        await node.dht.put(b"any/mine", b"mine", ttl_s=3000)
+        await other.dht.put(b"any/theirs", b"theirs", ttl_s=3000)
+        node.dht._disk.close()  # type: ignore[union-attr]  # as far as the file knows, a crash
+
+    @in_sim
+    async def after(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        first = await cluster.add("fresh")
+        node = await cluster.add("kept", records_path=path)
+        assert {record.value for record in (*node.dht.local(b"any/mine"), *node.dht.local(b"any/theirs"))} == {
+            b"mine",
+            b"theirs",
+        }
+        await trio.sleep(30)
+        assert [record.value for record in first.dht.local(b"any/mine")] == [b"mine"]
+        node.dht._disk.close()  # type: ignore[union-attr]
+
+    before()
+    after()
