@@ -8,11 +8,11 @@ BENCH_ARGS ?=
 PEERS ?= hivemind,hivemind-raw,py-libp2p,mesh,mesh-libp2p
 
 .DEFAULT_GOAL := help
-.PHONY: help needs install demo test check test-slow test-gpu bench bench-peers freeze clean
+.PHONY: help needs install demo test check test-slow test-gpu test-npm bench bench-peers freeze clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install | check | test-slow | test-gpu | bench | bench-peers | freeze | clean"
+	@echo "make install | check | test-slow | test-gpu | test-npm | bench | bench-peers | freeze | clean"
 
 # libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
 needs:
@@ -51,6 +51,11 @@ test: check
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+#: js-libp2p beside us; Node.js 20 or newer.
+test-npm: install
+	cd tests/interop/js && npm ci --no-audit --no-fund
+	$(BIN)/python -m pytest -m npm --timeout 600
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu --timeout 600

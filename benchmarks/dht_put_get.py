@@ -21,7 +21,7 @@ import trio
 
 from mesh.auth.authorizer import Everyone
 from mesh.clock import SystemClock
-from mesh.dht import DHT, DhtConfig
+from mesh.dht import DHT, DhtConfig, Want
 from mesh.identity import PeerKey
 from mesh.kad.validator import NamespaceRule
 from mesh.net.libp2p import Libp2pConfig, Libp2pNetwork
@@ -97,7 +97,7 @@ async def main(nodes: int, operations: int, replicas: int) -> None:
             assert await rng.choice(dhts).get(b"bench/%d" % number)
 
         async def first(number: int) -> None:
-            assert await rng.choice(dhts).get_first(b"bench/%d" % number)
+            assert await rng.choice(dhts).get(b"bench/%d" % number, want=Want.FIRST)
 
         # Channels open on first use: two rounds nobody counts.
         for number in range(operations):

@@ -44,6 +44,8 @@ class NodeConfig(BaseModel):
     chain_urls: tuple[str, ...] = Field(default=(DEFAULT_CHAIN_URL,), max_length=8)
     min_stake_planck: int = Field(default=0, ge=0, description="stake a registered node needs to be a member for us")
     guest_open: bool = Field(default=False, description="whether strangers may read the DHT and call guest methods")
+    keep_records: bool = Field(default=False, description="whether DHT records are kept on disk over restarts")
+    metrics_port: int | None = Field(default=None, ge=0, le=65535, description="where Prometheus scrapes, on loopback")
     membership_grace_s: float = Field(default=60.0, ge=0, le=3600)
 
     @field_validator("host_maddrs", "announce_maddrs")

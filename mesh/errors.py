@@ -38,6 +38,10 @@ class StreamBroken(NetworkError):
     """A stream or connection ended before the exchange was complete."""
 
 
+class ProtocolNotSpoken(StreamBroken):
+    """The peer is there and does not serve the protocol."""
+
+
 class RequestTimeout(NetworkError):
     """A request did not finish before its deadline."""
 

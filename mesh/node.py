@@ -28,7 +28,7 @@ from mesh.chain.epochs import Epochs
 from mesh.clock import Clock, SystemClock
 from mesh.config import Discovery, NodeConfig
 from mesh.consensus.loop import ConsensusLoop, inventory_rule, refusal_rule
-from mesh.content import Content, Offload, in_thread
+from mesh.content import Content
 from mesh.dht import DHT, DhtConfig, Role
 from mesh.errors import ChainUnavailable, ConfigError, MeshError
 from mesh.gossip import Gossip
@@ -36,6 +36,7 @@ from mesh.identity import AccountKey, PeerKey
 from mesh.kad.validator import BlockPosition, NamespaceRule
 from mesh.net.base import Network
 from mesh.net.data import DataPlane
+from mesh.offload import Offload, in_thread
 from mesh.peer import PeerID, PeerInfo
 from mesh.presence import Presence, presence_rule, presence_topic
 from mesh.rpc.reflection import ReflectionServicer
@@ -149,9 +150,11 @@ async def run_node(
         if view.has_chain:
             rules += [inventory_rule(), refusal_rule()]
         dht = _dht(config, parts, rpc, rules, view, role=Role.SERVER, state_path=state / "dht.json")
-        content = Content(config.data_dir / "content", rpc, offload=parts.offload)
+        content = _content(config, parts, rpc, dht)
         rpc.serve(content.servicer())
         await nursery.start(dht.run, view.bootstrap)
+        if config.metrics_port is not None:
+            await nursery.start(_export_metrics, config.metrics_port, dht, rpc)
         gossip = _gossip(parts, view, dht)
         await base.start(gossip.run)
         presence = Presence(gossip, presence_topic(view.subnet_id, view.genesis), rng=random.Random(parts.rng.random()))
@@ -221,6 +224,8 @@ async def run_bootnode(
         rpc.serve(HealthServicer(lambda: _health("bootnode", view, parts.net)))
         dht = _dht(config, parts, rpc, [], view, role=Role.ROUTING_ONLY, state_path=state / "dht.json")
         await nursery.start(dht.run, view.bootstrap)
+        if config.metrics_port is not None:
+            await nursery.start(_export_metrics, config.metrics_port, dht, rpc)
         if config.discovery is Discovery.MDNS:
             await nursery.start(_meet_neighbours, parts, dht)
         task_status.started(NodeInfo(parts.net.local, view.subnet_id, None, view.genesis))
@@ -404,6 +409,30 @@ async def _start_rpc(nursery: trio.Nursery, parts: Parts, view: _ChainView) -> R
     return rpc
 
 
+def _content(config: NodeConfig, parts: Parts, rpc: Rpc, dht: DHT) -> Content:
+    """The node's blobs; who has one, the DHT knows, under `content/` and its digest."""
+
+    async def find_providers(digest: bytes) -> Sequence[PeerID]:
+        found = await dht.find_providers(b"content/" + digest)
+        return [info.peer_id for info in found if info.peer_id != parts.identity.peer_id]
+
+    async def provide(digest: bytes) -> None:
+        await dht.provide(b"content/" + digest, is_there=lambda: content.size(digest) is not None)
+
+    content = Content(
+        config.data_dir / "content", rpc, offload=parts.offload, find_providers=find_providers, provide=provide
+    )
+    return content
+
+
+async def _export_metrics(
+    port: int, dht: DHT, rpc: Rpc, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+) -> None:
+    from mesh.metrics import DhtCollector, RpcCollector, export
+
+    await export((DhtCollector(dht), RpcCollector(rpc)), port=port, task_status=task_status)
+
+
 def _dht(
     config: NodeConfig,
     parts: Parts,
@@ -426,6 +455,8 @@ def _dht(
         clock=parts.clock,
         rng=random.Random(parts.rng.random()),
         state_path=state_path,
+        records_path=state_path.with_name("records.sqlite") if config.keep_records else None,
+        offload=parts.offload,
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py", "mesh/gossip/cache.py",
+PURE = ("mesh/protobuf.py", "mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py",
+        "mesh/gossip/cache.py",
         "mesh/gossip/score.py", "mesh/gossip/outbox.py", "mesh/auth/request.py",
         "mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py", "mesh/rpc/standing.py",
         "mesh/rpc/adapters.py", "mesh/rpc/codec.py", "mesh/chain/types.py", "mesh/chain/codec.py",
@@ -32,15 +33,16 @@ ONLY_IN = {
 
 
 LAYERS = (
-    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace"},
+    {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace", "protobuf",
+     "offload"},
     {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "rpc.flow", "rpc.standing",
      "rpc.adapters", "rpc.codec", "chain.types", "chain.windows",
      "gossip.wire", "gossip.rules", "gossip.router", "gossip.cache", "gossip.score", "gossip.outbox",
      "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect"},
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
-    {"rpc", "auth", "dht", "dht_state", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
+    {"rpc", "auth", "dht", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
     {"net", "chain.substrate", "devchain"},
-    {"node", "mock", "client"},
+    {"node", "mock", "client", "metrics"},
     {"testing", "cli"},
 )  # fmt: skip
 """From the bottom up; a longer name decides. Imports for type checking only are not held to it."""

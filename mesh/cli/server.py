@@ -60,6 +60,10 @@ class NodeOptions:
     "Let strangers read the DHT and call guest methods, within limits."
     membership_grace_s: float = 60.0
     "Seconds for which proven members stay members while the chain is away."
+    keep_records: bool = False
+    "Keep the DHT's records on disk, so that they survive a crash of this node."
+    metrics_port: int | None = None
+    "Serve numbers for Prometheus at http://127.0.0.1:PORT/metrics; 0 takes a free port and logs it."
     log_level: str = "INFO"
     "Least level of log lines."
     log_json: bool = False
@@ -234,6 +238,8 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         min_stake_planck=planck(node.min_stake, name="min-stake"),
         guest_open=node.guest_open,
         membership_grace_s=node.membership_grace_s,
+        metrics_port=node.metrics_port,
+        keep_records=node.keep_records,
     )
 
 

@@ -14,7 +14,6 @@ over its chunks (mesh.content.merkle, `digest_of`), so it does not matter who se
 """
 
 from mesh.content.content import Content, ContentConfig, Provide, put_file
-from mesh.content.disk import Offload, in_thread, inline
 from mesh.content.fetch import FetchConfig, Fetcher, FindProviders, Progress
 from mesh.content.merkle import CHUNK_BYTES, DIGEST_BYTES, MAX_BLOB_BYTES, Manifest, digest_of, parse_digest
 from mesh.content.penalty import Penalties, Penalty, PenaltyConfig
@@ -27,6 +26,7 @@ from mesh.content.service import (
     ManifestRequest,
 )
 from mesh.content.store import Access, BlobStore, Entry, StoreConfig
+from mesh.offload import Offload, in_thread, inline
 
 __all__ = [
     "CHUNK_BYTES",

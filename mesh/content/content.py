@@ -15,9 +15,7 @@ from pydantic import Field
 from mesh.content.disk import (
     OFFLOAD_BYTES,
     Copy,
-    Offload,
     Partial,
-    in_thread,
     read_chunk,
     read_manifest,
     read_whole,
@@ -28,6 +26,7 @@ from mesh.content.merkle import Manifest
 from mesh.content.service import ChunkReply, ChunkRequest, ContentServicer, ManifestReply, ManifestRequest
 from mesh.content.store import BlobStore, StoreConfig
 from mesh.errors import ContentNotFound, MeshError, RemoteFailure
+from mesh.offload import Offload, in_thread
 from mesh.peer import PeerID
 from mesh.rpc.rpc import Rpc
 from mesh.rpc.servicer import Servicer

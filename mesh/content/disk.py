@@ -8,11 +8,9 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
-
-import trio
+from typing import Final, TypeVar
 
 from mesh.content.merkle import (
     CHUNK_BYTES,
@@ -35,25 +33,6 @@ PARTIAL: Final = ".part"
 """A blob of which some chunks are there: they show by their hashes, so no list of them is kept."""
 OFFLOAD_BYTES: Final = 64 * 1024
 """Work on fewer bytes takes less than a thread's way there and back."""
-
-
-class Offload(Protocol):
-    """How blocking work is done: in a thread, or at once where threads are forbidden."""
-
-    async def __call__(self, function: Callable[[], T], /) -> T:
-        """Run `function` and return what it returns."""
-        ...
-
-
-async def in_thread(function: Callable[[], T], /) -> T:
-    """Run blocking work in a thread. Cancelled: waits for it first, so work is cut into pieces of a few ms."""
-    return await trio.to_thread.run_sync(function)
-
-
-async def inline(function: Callable[[], T], /) -> T:
-    """Run it here and now, which stops the event loop for that long: for simulations."""
-    await trio.lowlevel.checkpoint()
-    return function()
 
 
 def open_blob(path: Path) -> int:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import trio
 from pydantic import BaseModel, ConfigDict, Field
 
-from mesh.content.disk import OFFLOAD_BYTES, Offload, Partial, in_thread
+from mesh.content.disk import OFFLOAD_BYTES, Partial
 from mesh.content.merkle import (
     CHUNK_BYTES,
     DIGEST_BYTES,
@@ -49,6 +49,7 @@ from mesh.errors import (
     StoreFull,
 )
 from mesh.files import Durable, replace_file
+from mesh.offload import Offload, in_thread
 from mesh.peer import PeerID
 from mesh.rpc.rpc import Rpc
 

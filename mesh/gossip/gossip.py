@@ -34,10 +34,11 @@ from mesh.gossip.outbox import Outbox
 from mesh.gossip.router import Action, Priority, Router, RouterConfig, Send
 from mesh.gossip.rules import MAX_SKEW_S, Judge, Judgement, Message, TopicRule, Verdict
 from mesh.gossip.score import Fault
-from mesh.gossip.wire import MAX_RPC_BYTES, PROTOCOL, FrameReader, RawMessage, Rpc, decode, frame, sign
+from mesh.gossip.wire import MAX_RPC_BYTES, PROTOCOL, RawMessage, Rpc, decode, frame, sign
 from mesh.identity import PeerKey
 from mesh.net.base import Network, Stream
 from mesh.peer import PeerID
+from mesh.protobuf import FrameReader
 from mesh.ratelimit import TokenBucket
 from mesh.rpc.body import pack
 

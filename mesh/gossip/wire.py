@@ -13,13 +13,14 @@ nanoseconds since the unix epoch: it only grows, and gives each message an age w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
+from mesh import protobuf
 from mesh.errors import RemoteProtocolError
 from mesh.identity import MAX_PUBLIC_KEY_BYTES, PeerKey, is_signature
 from mesh.peer import MAX_PEER_ID_BYTES, PeerID
+from mesh.protobuf import count, delimited, fields, number, singles, text
 
 _Item = TypeVar("_Item")
 
@@ -39,10 +40,8 @@ MAX_CONTROLS: Final = 256
 MAX_SIGNATURE_BYTES: Final = 1024
 SEQNO_BYTES: Final = 8
 _SIGNING_PREFIX: Final = b"libp2p-pubsub:"
-_MAX_U64: Final = 2**64 - 1
 _LAST_FIELD: Final = 6
 """No message here has a field above it, and none has one of fixed width."""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,58 +141,36 @@ def _signed_bytes(message: RawMessage) -> bytes:
 
 def frame(rpc: Rpc) -> bytes:
     """An RPC with its length before it, as it goes on the stream."""
-    body = encode(rpc)
-    return _varint(len(body)) + body
+    return protobuf.framed(encode(rpc))
 
 
 def encode(rpc: Rpc) -> bytes:
     """The RPC protobuf."""
-    parts = [_delimited(1, _number(1, int(on)) + _text(2, topic)) for on, topic in rpc.subscriptions]
-    parts += [_delimited(2, _encode_message(message)) for message in rpc.publish]
-    control = [_delimited(1, _text(1, h.topic) + b"".join(_delimited(2, i) for i in h.ids)) for h in rpc.ihave]
+    parts = [delimited(1, number(1, int(on)) + text(2, topic)) for on, topic in rpc.subscriptions]
+    parts += [delimited(2, _encode_message(message)) for message in rpc.publish]
+    control = [delimited(1, text(1, h.topic) + b"".join(delimited(2, i) for i in h.ids)) for h in rpc.ihave]
     if rpc.iwant:
-        control.append(_delimited(2, b"".join(_delimited(1, i) for i in rpc.iwant)))
-    control += [_delimited(3, _text(1, topic)) for topic in rpc.graft]
-    control += [_delimited(4, _text(1, p.topic) + (_number(3, p.backoff_s) if p.backoff_s else b"")) for p in rpc.prune]
+        control.append(delimited(2, b"".join(delimited(1, i) for i in rpc.iwant)))
+    control += [delimited(3, text(1, topic)) for topic in rpc.graft]
+    control += [delimited(4, text(1, p.topic) + (number(3, p.backoff_s) if p.backoff_s else b"")) for p in rpc.prune]
     if control:
-        parts.append(_delimited(3, b"".join(control)))
+        parts.append(delimited(3, b"".join(control)))
     return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=128)  # the same message goes to every neighbour
 def _encode_message(message: RawMessage) -> bytes:
     parts = [
-        _delimited(1, message.source),
-        _delimited(2, message.data),
-        _delimited(3, message.seqno),
-        _text(4, message.topic),
+        delimited(1, message.source),
+        delimited(2, message.data),
+        delimited(3, message.seqno),
+        text(4, message.topic),
     ]
     if message.signature:
-        parts.append(_delimited(5, message.signature))
+        parts.append(delimited(5, message.signature))
     if message.key:
-        parts.append(_delimited(6, message.key))
+        parts.append(delimited(6, message.key))
     return b"".join(parts)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3 | _VARINT) + _varint(value)
-
-
-def _delimited(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | _BYTES) + _varint(len(data)) + data
-
-
-def _text(number: int, text: str) -> bytes:
-    return _delimited(number, text.encode())
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -204,12 +181,12 @@ def decode(body: bytes) -> Rpc:
     if len(body) > MAX_RPC_BYTES:
         raise RemoteProtocolError(f"an RPC of {len(body)} bytes; {MAX_RPC_BYTES} are allowed")
     found = _Found()
-    for number, value in _fields(body):
-        if number == 1:
+    for field_, value in fields(body, last=_LAST_FIELD):
+        if field_ == 1:
             _add(found.subscriptions, _decode_subscription(_data(value)), MAX_SUBSCRIPTIONS, "subscriptions")
-        elif number == 2:
+        elif field_ == 2:
             _add(found.publish, _decode_message(_data(value)), MAX_MESSAGES, "messages")
-        elif number == 3:
+        elif field_ == 3:
             _decode_control(_data(value), found)
     return Rpc(
         tuple(found.subscriptions),
@@ -245,12 +222,12 @@ def _add(to: list[_Item], item: _Item, limit: int, what: str) -> None:
 
 
 def _decode_subscription(data: bytes) -> tuple[bool, str]:
-    single = _singles(data, (1, 2))
-    return bool(_count(single.get(1, 0))), _topic(single.get(2, b""))
+    single = singles(data, (1, 2), last=_LAST_FIELD)
+    return bool(count(single.get(1, 0))), _topic(single.get(2, b""))
 
 
 def _decode_message(data: bytes) -> RawMessage:
-    single = _singles(data, (1, 2, 3, 4, 5, 6))
+    single = singles(data, (1, 2, 3, 4, 5, 6), last=_LAST_FIELD)
     return RawMessage(
         _data(single.get(1, b""), MAX_PEER_ID_BYTES, "publisher"),
         _data(single.get(2, b"")),
@@ -262,91 +239,29 @@ def _decode_message(data: bytes) -> RawMessage:
 
 
 def _decode_control(data: bytes, found: _Found) -> None:
-    for number, value in _fields(data):
-        if number == 1:
+    for field_, value in fields(data, last=_LAST_FIELD):
+        if field_ == 1:
             topic, ids = "", []
-            for inner, item in _fields(_data(value)):
+            for inner, item in fields(_data(value), last=_LAST_FIELD):
                 if inner == 1:
                     topic = _topic(item)
                 elif inner == 2:
                     ids.append(found.message_id(item))
             _add(found.ihave, IHave(topic, tuple(ids)), MAX_CONTROLS, "IHAVE")
-        elif number == 2:
-            found.iwant += [found.message_id(item) for inner, item in _fields(_data(value)) if inner == 1]
-        elif number == 3:
-            _add(found.graft, _topic(_singles(_data(value), (1,)).get(1, b"")), MAX_CONTROLS, "GRAFT")
-        elif number == 4:
-            single = _singles(_data(value), (1, 3))
-            prune = Prune(_topic(single.get(1, b"")), _count(single.get(3, 0)))
+        elif field_ == 2:
+            found.iwant += [
+                found.message_id(item) for inner, item in fields(_data(value), last=_LAST_FIELD) if inner == 1
+            ]
+        elif field_ == 3:
+            _add(found.graft, _topic(singles(_data(value), (1,), last=_LAST_FIELD).get(1, b"")), MAX_CONTROLS, "GRAFT")
+        elif field_ == 4:
+            single = singles(_data(value), (1, 3), last=_LAST_FIELD)
+            prune = Prune(_topic(single.get(1, b"")), count(single.get(3, 0)))
             _add(found.prune, prune, MAX_CONTROLS, "PRUNE")
 
 
-def _singles(data: bytes, known: tuple[int, ...]) -> dict[int, int | bytes]:
-    """Fields of which a message has one at most."""
-    found: dict[int, int | bytes] = {}
-    for number, value in _fields(data):
-        if number in known:
-            if number in found:
-                raise RemoteProtocolError(f"field {number} twice")
-            found[number] = value
-    return found
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protobuf message: a number for a varint, bytes else."""
-    at = 0
-    while at < len(data):
-        tag, at = _read_varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if not 0 < number < 2**29:
-            raise RemoteProtocolError(f"protobuf field {number}")
-        if kind == _VARINT:
-            value, at = _read_varint(data, at)
-            yield number, value
-            continue
-        if kind == _BYTES:
-            size, at = _read_varint(data, at)
-        elif kind in (_FIXED64, _FIXED32):
-            size = 8 if kind == _FIXED64 else 4
-        else:
-            raise RemoteProtocolError(f"protobuf wire type {kind}")
-        if size > len(data) - at:
-            raise RemoteProtocolError(f"protobuf field {number} ends after its message")
-        if kind == _BYTES:
-            yield number, data[at : at + size]
-        elif number <= _LAST_FIELD:
-            raise RemoteProtocolError(f"protobuf field {number} of wire type {kind}")
-        at += size
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise RemoteProtocolError("a varint that does not end")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-    if value > _MAX_U64:
-        raise RemoteProtocolError("a varint of more than 64 bits")
-    return value, at
-
-
-def _count(value: int | bytes) -> int:
-    if not isinstance(value, int):
-        raise RemoteProtocolError("bytes where a number belongs")
-    return value
-
-
 def _data(value: int | bytes, limit: int = MAX_RPC_BYTES, what: str = "field") -> bytes:
-    if not isinstance(value, bytes):
-        raise RemoteProtocolError("a number where bytes belong")
-    if len(value) > limit:
-        raise RemoteProtocolError(f"a {what} of {len(value)} bytes; {limit} are allowed")
-    return value
+    return protobuf.raw(value, limit, what)
 
 
 def _topic(value: int | bytes) -> str:
@@ -354,36 +269,3 @@ def _topic(value: int | bytes) -> str:
         return _data(value, MAX_TOPIC_BYTES, "topic").decode()
     except UnicodeDecodeError as error:
         raise RemoteProtocolError("a topic that is not UTF-8") from error
-
-
-class FrameReader:
-    """Cuts a stream's bytes into RPCs. Holds one RPC and one read at most."""
-
-    def __init__(self, max_bytes: int = MAX_RPC_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The RPC bodies that are complete now. Raises RemoteProtocolError when one is announced longer than allowed;
-        then the stream is of no further use."""
-        self._buffer += data
-        while (size := self._announced()) is not None:
-            length, begin = size
-            if len(self._buffer) < begin + length:
-                return
-            body = bytes(self._buffer[begin : begin + length])
-            del self._buffer[: begin + length]
-            yield body
-
-    def _announced(self) -> tuple[int, int] | None:
-        """(length, where the body begins), or None while the length itself is incomplete."""
-        length = 0
-        for at, byte in enumerate(self._buffer[:5]):
-            length |= (byte & 0x7F) << (7 * at)
-            if length > self._max_bytes:
-                raise RemoteProtocolError(f"an RPC of {length} bytes or more; {self._max_bytes} are allowed")
-            if byte < 0x80:
-                return length, at + 1
-        if len(self._buffer) >= 5:
-            raise RemoteProtocolError("the length of an RPC does not end")
-        return None

@@ -3,18 +3,25 @@
 `Lookup` says whom to ask next and is told what came back; a shell moves the messages (mesh.dht over RPC, the
 simulated World over a heap of events). `simple_lookup` is the same in ten lines without concurrency: read it
 first, the tests hold the two against each other.
+
+With several paths (S/Kademlia §4.4; Baumgart and Mies 2007) the lookup is several that share nothing but whom they
+have asked: a peer is asked by one path only, and whom it names becomes known to that path only. So one that names
+accomplices leads its own path astray and no other; and since a peer belongs to the path that asks it, not to the one
+that named it first, it cannot keep honest peers from the others by naming them all.
 """
 
 from __future__ import annotations
 
 import enum
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.kad.key import Key, key_of_peer
+from mesh.kad.patience import Patience
 from mesh.peer import PeerID, PeerInfo
 
 
@@ -43,21 +50,15 @@ def simple_lookup(
 
 
 class LookupConfig(BaseModel):
-    """How a lookup spends its time. `unmeasured` defaults are guesses until benchmarks/ says more."""
+    """How a lookup spends its time. Defaults marked unmeasured are guesses until benchmarks/ says more."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: int = Field(default=3, ge=1, description="requests in flight")
+    alpha: int = Field(default=3, ge=1, description="requests in flight, over all paths; at least one for each")
+    paths: int = Field(default=1, ge=1, le=8, description="d: disjoint paths")
     max_closer: int = Field(default=20, ge=1, description="peers taken from one answer, the closest first")
-    max_candidates: int = Field(default=256, ge=20, description="peers remembered; the farthest are forgotten")
+    max_candidates: int = Field(default=256, ge=20, description="peers a path remembers; the farthest are forgotten")
     max_requests: int = Field(default=200, ge=1, description="requests of one lookup in all")
-    first_patience_s: float = Field(
-        default=1.0,
-        gt=0,
-        description="before any answer: how long until another peer is asked beside a slow one",
-    )
-    min_patience_s: float = Field(default=0.25, gt=0, description="least such time once round trips are known")
-    patience_rtts: float = Field(default=4.0, gt=0, description="such time in smoothed round trips")
 
 
 class Counts(enum.Enum):
@@ -78,17 +79,40 @@ class _State(enum.Enum):
     FAILED = enum.auto()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Candidate:
     distance: int
     info: PeerInfo
+    hops: int
+    """Answers that led here, one after another, this one's own included once it comes."""
     state: _State = _State.NEW
     asked_at: float = 0.0
     is_live: bool = True
     """New, waiting or answered: what the k closest are chosen from."""
+    path: _Path | None = None
+    """Which path asked it."""
+    paths: int = 0
+    """How many paths know it."""
 
     def __lt__(self, other: _Candidate) -> bool:
         return self.distance < other.distance
+
+
+@dataclass(slots=True, eq=False)
+class _Path:
+    """Whom one path knows, the closest first."""
+
+    candidates: list[_Candidate] = field(default_factory=list)
+
+    def closest_live(self, k: int) -> list[_Candidate]:
+        """The k closest that have answered this path or still may."""
+        live: list[_Candidate] = []
+        for candidate in self.candidates:
+            if candidate.is_live and (candidate.path is self or candidate.path is None):
+                live.append(candidate)
+                if len(live) == k:
+                    break
+        return live
 
 
 @dataclass(slots=True)
@@ -105,11 +129,10 @@ class LookupStats:
 class Lookup:
     """One lookup of the `k` closest peers to `target`.
 
-    At most `alpha` requests are in flight, as a sliding window: each answer makes room for the next. A
-    request that outlasts the patience learnt from this lookup's own round trips no longer counts as in
-    flight. `finished` once the k closest known peers that are neither dead nor slow have answered,
-    `stop_when` says so after an answer, the deadline passed or the budget of requests is spent. `now` is any
-    monotonic clock in seconds.
+    At most `alpha` requests are in flight, as a sliding window: each answer makes room for the next. A request that
+    outlasts the patience learnt from its peer's round trips no longer counts as in flight. `finished` once, on each
+    path, the k closest known peers that are neither dead nor slow nor another path's have answered; or `stop_when` says
+    so after an answer, the deadline passed or the budget of requests is spent. `now` is any monotonic clock in seconds.
     """
 
     target: Key
@@ -120,17 +143,20 @@ class Lookup:
     deadline: float | None = None
     stop_when: Callable[[Lookup], bool] | None = None
     place: Callable[[PeerID], Key] = key_of_peer
+    patience: Patience = field(default_factory=Patience)
+    """What the node knows of its peers' round trips."""
     stats: LookupStats = field(default_factory=LookupStats)
     finished: bool = False
     _known: dict[PeerID, _Candidate] = field(default_factory=dict)
-    _sorted: list[_Candidate] = field(default_factory=list)
+    _paths: list[_Path] = field(default_factory=list)
     _waiting: dict[PeerID, _Candidate] = field(default_factory=dict)
-    _rtt_s: float | None = None
 
     def start(self, seeds: Iterable[PeerInfo]) -> Lookup:
-        """Give it the peers to begin with; returns itself."""
-        for info in seeds:
-            self._learn(info)
+        """Give it the peers to begin with, dealt out to the paths by distance; returns itself."""
+        self._paths = [_Path() for _ in range(self.config.paths)]
+        dealt = sorted(seeds, key=lambda info: self.place(info.peer_id) ^ self.target)
+        for number, info in enumerate(dealt):
+            self._learn(info, self._paths[number % len(self._paths)], hops=1)
         return self
 
     def next_requests(self, now: float) -> list[PeerInfo]:
@@ -138,42 +164,46 @@ class Lookup:
         if self.finished or (self.deadline is not None and now >= self.deadline):
             self.finished = True
             return []
-        patience_s = self.patience_s
         for candidate in tuple(self._waiting.values()):
-            if now >= candidate.asked_at + patience_s:  # as wake_at says it, to the last bit
+            if now >= self._late_at(candidate):  # as wake_at says it, to the last bit
+                self.patience.on_slow(candidate.info.peer_id)
                 self._settle(candidate, _State.SLOW)
                 self.stats.slow += 1
-        requests: list[PeerInfo] = []
-        closest = self._closest_live()
-        for candidate in closest:
-            if len(self._waiting) >= self.config.alpha or self.stats.requests >= self.config.max_requests:
-                break
-            if candidate.state is _State.NEW:
-                candidate.state = _State.WAITING
-                candidate.asked_at = now
-                self._waiting[candidate.info.peer_id] = candidate
-                self.stats.requests += 1
-                requests.append(candidate.info)
+        closest = [path.closest_live(self.k) for path in self._paths]
+        requests = [self._ask(candidate, path, now) for candidate, path in self._choose(closest)]
         # A request to a peer that closer ones have pushed out of the k closest holds nothing up.
-        if not any(c.state is _State.WAITING for c in closest) and (
-            all(c.state is _State.ANSWERED for c in closest) or self.stats.requests >= self.config.max_requests
-        ):
-            self.finished = True
+        states = {candidate.state for live in closest for candidate in live}
+        is_spent = self.stats.requests >= self.config.max_requests and _State.WAITING not in states
+        self.finished = is_spent or states <= {_State.ANSWERED}
         return requests
+
+    def _choose(self, closest: Sequence[Sequence[_Candidate]]) -> Iterator[tuple[_Candidate, _Path]]:
+        """Whom to ask on which path, while there is room: paths take turns, those with fewest in flight first."""
+        alpha = max(self.config.alpha, len(self._paths))
+        turns: list[list[_Candidate | None]] = []
+        for live in closest:
+            states = [candidate.state for candidate in live]
+            new = [candidate for candidate in live if candidate.state is _State.NEW]
+            turns.append([*[None] * states.count(_State.WAITING), *new])
+        for turn in zip_longest(*turns):
+            for candidate, path in zip(turn, self._paths, strict=True):
+                if len(self._waiting) >= alpha or self.stats.requests >= self.config.max_requests:
+                    return
+                if candidate is not None and candidate.state is _State.NEW:
+                    yield candidate, path
 
     def on_response(self, peer: PeerID, closer: Sequence[PeerInfo], *, now: float, counts: Counts = Counts.YES) -> None:
         """A peer answered with peers it knows. Answers nobody asked for are ignored."""
         candidate = self._known.get(peer)
-        if candidate is None or candidate.state not in (_State.WAITING, _State.SLOW):
+        if candidate is None or candidate.path is None or candidate.state not in (_State.WAITING, _State.SLOW):
             return
-        rtt_s = max(0.0, now - candidate.asked_at)
-        self._rtt_s = rtt_s if self._rtt_s is None else 0.75 * self._rtt_s + 0.25 * rtt_s
+        self.patience.observe(peer, now - candidate.asked_at)
         self._settle(candidate, _State.ANSWERED if counts is Counts.YES else _State.ROUTED)
         self.stats.answers += 1
         if len(closer) > self.config.max_closer:
             closer = sorted(closer, key=lambda info: self.place(info.peer_id) ^ self.target)
         for info in closer[: self.config.max_closer]:
-            self._learn(info)
+            self._learn(info, candidate.path, hops=candidate.hops + 1)
         if self.stop_when is not None and self.stop_when(self):
             self.finished = True
 
@@ -195,38 +225,53 @@ class Lookup:
         """Finish with what there is."""
         self.finished = True
 
-    @property
-    def patience_s(self) -> float:
-        """How long a request counts as in flight."""
-        if self._rtt_s is None:
-            return self.config.first_patience_s
-        return max(self.config.min_patience_s, self.config.patience_rtts * self._rtt_s)
-
     def wake_at(self) -> float | None:
         """When `next_requests` has news even if nothing arrives: a request turns slow, or the deadline."""
-        patience_s = self.patience_s
-        times = [c.asked_at + patience_s for c in self._waiting.values()]
+        times = [self._late_at(candidate) for candidate in self._waiting.values()]
         if self.deadline is not None:
             times.append(self.deadline)
         return min(times, default=None)
 
     def closest(self, count: int | None = None) -> list[PeerInfo]:
-        """The peers that answered, closest to the target first; at most `count`, k unless told."""
-        answered = [c.info for c in self._sorted if c.state is _State.ANSWERED]
-        return answered[: self.k if count is None else count]
+        """The peers that answered on any path, closest to the target first; at most `count`, k unless told."""
+        return [c.info for c in self._in(_State.ANSWERED)][: self.k if count is None else count]
 
     def info(self, peer: PeerID) -> PeerInfo | None:
         """What is known of a peer met on the way, asked or not."""
         candidate = self._known.get(peer)
         return None if candidate is None else candidate.info
 
+    def nearest_without(self, has: Container[PeerID]) -> PeerInfo | None:
+        """The closest peer that answered and is not in `has`."""
+        return next((info for info in self.closest() if info.peer_id not in has), None)
+
     def missed(self) -> list[PeerID]:
         """Peers asked that failed or were too slow, closest first."""
-        return [c.info.peer_id for c in self._sorted if c.state in (_State.FAILED, _State.SLOW)]
+        return [c.info.peer_id for c in self._in(_State.FAILED, _State.SLOW)]
 
     def unanswered(self) -> list[PeerID]:
         """Peers asked that had not answered when it finished, those we ran out of patience with."""
-        return [c.info.peer_id for c in self._sorted if c.state is _State.SLOW]
+        return [c.info.peer_id for c in self._in(_State.SLOW)]
+
+    @property
+    def hops(self) -> int:
+        """Answers, one leading to the next, to the closest peer that answered; 0 when none did."""
+        answered = self._in(_State.ANSWERED)
+        return answered[0].hops if answered else 0
+
+    def _late_at(self, candidate: _Candidate) -> float:
+        return candidate.asked_at + self.patience.of(candidate.info.peer_id)
+
+    def _in(self, *states: _State) -> list[_Candidate]:
+        return sorted(candidate for candidate in self._known.values() if candidate.state in states)
+
+    def _ask(self, candidate: _Candidate, path: _Path, now: float) -> PeerInfo:
+        candidate.state = _State.WAITING
+        candidate.path = path
+        candidate.asked_at = now
+        self._waiting[candidate.info.peer_id] = candidate
+        self.stats.requests += 1
+        return candidate.info
 
     def _settle(self, candidate: _Candidate, state: _State) -> None:
         """A request is no longer in flight."""
@@ -234,25 +279,23 @@ class Lookup:
         candidate.is_live = state is _State.ANSWERED
         self._waiting.pop(candidate.info.peer_id, None)
 
-    def _closest_live(self) -> list[_Candidate]:
-        """The k closest that have answered or still may."""
-        live: list[_Candidate] = []
-        for candidate in self._sorted:
-            if candidate.is_live:
-                live.append(candidate)
-                if len(live) == self.k:
-                    break
-        return live
-
-    def _learn(self, info: PeerInfo) -> None:
+    def _learn(self, info: PeerInfo, path: _Path, *, hops: int) -> None:
         peer = info.peer_id
-        if peer == self.local or peer in self._known:
+        if peer == self.local:
             return
-        candidate = _Candidate(self.place(peer) ^ self.target, info)
-        if len(self._sorted) >= self.config.max_candidates:
-            farthest = self._sorted[-1]
+        candidate = self._known.get(peer)
+        if candidate is None:
+            candidate = _Candidate(self.place(peer) ^ self.target, info, hops)
+        elif candidate.path is not None or len(self._paths) == 1 or candidate in path.candidates:
+            return
+        if len(path.candidates) >= self.config.max_candidates:
+            farthest = path.candidates[-1]
             if candidate.distance >= farthest.distance or farthest.state is not _State.NEW:
                 return
-            del self._known[self._sorted.pop().info.peer_id]
+            path.candidates.pop()
+            farthest.paths -= 1
+            if not farthest.paths:
+                del self._known[farthest.info.peer_id]
         self._known[peer] = candidate
-        insort(self._sorted, candidate)
+        candidate.paths += 1
+        insort(path.candidates, candidate)

@@ -2,16 +2,17 @@
 
 Kademlia §2.2 and §4.1. Bucket i holds peers that share exactly i leading bits with us; the last bucket holds
 all that share at least that many, and splits when it is full. A peer that is there is never displaced by a
-newcomer while it answers: the table asks its owner (by a returned `Ping`) to find out. No address group (IPv4
-/16, IPv6 /32) may hold more than its share of a bucket, so that renting one network does not buy a bucket;
-loopback is exempt.
+newcomer while it answers: the table asks its owner (by a returned `Ping`) to find out.
+
+No address group (IPv4 /16, IPv6 /32) may hold more than its share of a bucket, so that renting one network does not
+buy a bucket, nor of the table, which grinding peer ids near ours could make deeper and deeper. Loopback is exempt.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -30,6 +31,13 @@ class RoutingConfig(BaseModel):
     replacements: int = Field(default=20, ge=0, description="peers per bucket waiting for a place")
     max_per_ip_group: int | None = Field(
         default=10, ge=1, description="peers of one IPv4 /16 or IPv6 /32 per bucket; none: no limit"
+    )
+    max_per_ip_group_in_table: int | None = Field(
+        default=100,
+        ge=1,
+        description="peers of one such group in all buckets; none: no limit. Subnets are often hosted in one or two "
+        "data centres, whose nodes must all find each other: 100 are ten buckets' shares, which a network of 5,000 "
+        "nodes in a single group does not exceed. More comes from ids ground to lie near ours, a bucket deeper each",
     )
     max_failures: int = Field(default=2, ge=1, description="failures in a row after which a peer is dropped")
     quiet_s: float = Field(
@@ -59,6 +67,8 @@ class _Bucket:
     # Both ordered by when a peer was last heard of, longest silent first.
     entries: OrderedDict[PeerID, _Entry] = field(default_factory=OrderedDict)
     waiting: OrderedDict[PeerID, _Entry] = field(default_factory=OrderedDict)
+    groups: Counter[str | None] = field(default_factory=Counter)
+    """Of the entries."""
 
 
 class RoutingTable:
@@ -79,9 +89,11 @@ class RoutingTable:
         self._place = place
         self._bits = bits
         self._buckets = [_Bucket()]
+        self._groups = Counter[str | None]()
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(bucket.entries) for bucket in self._buckets)
+        return self._count
 
     def __contains__(self, peer: PeerID) -> bool:
         return peer in self._bucket(self._place(peer)).entries
@@ -124,21 +136,24 @@ class RoutingTable:
             if info.addrs and info.addrs != known.info.addrs:
                 group = ip_group(info.addrs)
                 # A peer may not move into a crowded group by changing its address once inside.
-                if group == known.group or self._group_has_room(bucket, group):
+                if group == known.group or self._has_room(group, bucket):
+                    self._uncount(bucket, known)
                     known.info, known.group = info, group
+                    self._count_in(bucket, known)
             return None
         entry = _Entry(info, key, ip_group(info.addrs), now)
-        while True:
-            if not self._group_has_room(bucket, entry.group):
-                return None
-            if len(bucket.entries) < self._config.bucket_size:
-                bucket.waiting.pop(info.peer_id, None)
-                bucket.entries[info.peer_id] = entry
-                return None
+        if self._is_crowded(entry.group):
+            return None
+        # A crowded network divides a bucket as a full one does: else nodes that are all in one would fill its share of
+        # the only bucket, and never know their neighbours.
+        while (is_crowded := self._is_crowded(entry.group, bucket)) or self._is_full(bucket):
             if not self._split(bucket):
-                break
+                return None if is_crowded else self._wait(bucket, entry, now)
             bucket = self._bucket(key)
-        return self._wait(bucket, entry, now)
+        bucket.waiting.pop(info.peer_id, None)
+        bucket.entries[info.peer_id] = entry
+        self._count_in(bucket, entry)
+        return None
 
     def on_seen(self, peer: PeerID, *, now: float) -> None:
         """The peer answered us or called us."""
@@ -172,13 +187,16 @@ class RoutingTable:
         """Take a peer out (it left, or is no member any more); the newest that waits moves up."""
         bucket = self._bucket(self._place(peer))
         bucket.waiting.pop(peer, None)
-        if bucket.entries.pop(peer, None) is None:
+        gone = bucket.entries.pop(peer, None)
+        if gone is None:
             return
+        self._uncount(bucket, gone)
         for candidate in reversed(bucket.waiting):
             entry = bucket.waiting[candidate]
-            if self._group_has_room(bucket, entry.group):
+            if self._has_room(entry.group, bucket):
                 del bucket.waiting[candidate]
                 bucket.entries[candidate] = entry
+                self._count_in(bucket, entry)
                 break
 
     def closest(self, key: Key, count: int) -> list[PeerInfo]:
@@ -225,11 +243,33 @@ class RoutingTable:
         silent.pinging = True
         return Ping(silent.info)
 
-    def _group_has_room(self, bucket: _Bucket, group: str | None) -> bool:
-        limit = self._config.max_per_ip_group
-        if group is None or limit is None:
-            return True
-        return sum(entry.group == group for entry in bucket.entries.values()) < limit
+    def _is_full(self, bucket: _Bucket) -> bool:
+        return len(bucket.entries) >= self._config.bucket_size
+
+    def _is_crowded(self, group: str | None, bucket: _Bucket | None = None) -> bool:
+        """Whether a network has its share of a bucket, or of the table."""
+        if group is None:
+            return False
+        if bucket is None:
+            most, groups = self._config.max_per_ip_group_in_table, self._groups
+        else:
+            most, groups = self._config.max_per_ip_group, bucket.groups
+        return most is not None and groups[group] >= most
+
+    def _has_room(self, group: str | None, bucket: _Bucket) -> bool:
+        return not self._is_crowded(group) and not self._is_crowded(group, bucket)
+
+    def _count_in(self, bucket: _Bucket, entry: _Entry) -> None:
+        self._count += 1
+        for groups in (bucket.groups, self._groups):
+            groups[entry.group] += 1
+
+    def _uncount(self, bucket: _Bucket, entry: _Entry) -> None:
+        self._count -= 1
+        for groups in (bucket.groups, self._groups):
+            groups[entry.group] -= 1
+            if not groups[entry.group]:
+                del groups[entry.group]
 
     def _split(self, bucket: _Bucket) -> bool:
         if bucket is not self._buckets[-1] or len(self._buckets) >= self._bits:
@@ -239,6 +279,8 @@ class RoutingTable:
         for source, target in ((bucket.entries, deeper.entries), (bucket.waiting, deeper.waiting)):
             for peer in [p for p, e in source.items() if self._prefix(e.key) > depth]:
                 target[peer] = source.pop(peer)
+        for divided in (bucket, deeper):
+            divided.groups = Counter(entry.group for entry in divided.entries.values())
         self._buckets.append(deeper)
         return True
 

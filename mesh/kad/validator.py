@@ -1,9 +1,9 @@
 """What may be stored: strict rules by namespace, cheapest check first, stopping at the first refusal.
 
-The order is size and rate of the sender, namespace (with subnet and genesis), expiry and epoch window,
+The order is size and rate of the sender, namespace (with subnet and genesis), expiry, seq and epoch window,
 membership of the owner, quota and duplicate, schema, predicate, signature. Records are checked before they
 are stored, before they are returned and before they are cached; a read skips only what is about the moment of
-storing: rate, window, quota. Nothing is dropped silently: every refusal is a RecordRejected with a stable
+storing: rate, seq, window, quota. Nothing is dropped silently: every refusal is a RecordRejected with a stable
 reason, and `explain` runs all checks for people who ask why.
 
 Whether an owner is a member is asked of the chain and may have to wait, which a pure core cannot. So a shell
@@ -12,12 +12,14 @@ calls `check_envelope`, waits, and calls `check_content`; who has the answer at 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
 import msgpack
@@ -25,71 +27,66 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mesh.errors import ConfigError, LocalProtocolError, RecordRejected, RemoteProtocolError
 from mesh.identity import MAX_PUBLIC_KEY_BYTES, is_signature
+from mesh.kad.equivocation import Equivocation
+from mesh.kad.predicates import (
+    BlockPosition,
+    Judges,
+    NoBackdating,
+    OncePerEpoch,
+    Predicate,
+    StoreWindow,
+    epoch_of,
+    no_backdating,
+    once_per_epoch,
+    window,
+)
+from mesh.kad.quota import NO_QUOTA, NamespaceQuota
 from mesh.kad.rate import RateConfig, SenderRates
 from mesh.kad.record import MAX_SIGNATURE_BYTES, MAX_VALUE_BYTES, Record, Verify, check_sizes
 from mesh.peer import PeerID
+
+__all__ = [
+    "CLOCK_SLACK_S",
+    "OTHER",
+    "REASONS",
+    "BlockPosition",
+    "Held",
+    "NamespaceRule",
+    "NoBackdating",
+    "OncePerEpoch",
+    "Predicate",
+    "Purpose",
+    "RecordValidator",
+    "StoreWindow",
+    "ValidatorConfig",
+    "Verdict",
+    "epoch_of",
+    "namespace_of",
+    "no_backdating",
+    "once_per_epoch",
+    "pack_value",
+    "record_bytes",
+    "unpack_value",
+    "window",
+]
 
 CLOCK_SLACK_S: Final = 10.0
 """How far a record may outlive its namespace's max_ttl_s: twice the 5 s by which a node's clock may be
 off."""
 
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
-_EPOCH: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
-@dataclass(frozen=True, slots=True)
-class BlockPosition:
-    """Where the best block stands in the subnet's epochs, as this node sees it."""
-
-    block: int
-    epoch: int
-    offset: int
-    """Blocks since the epoch's first block."""
-    length: int
-    """Blocks in an epoch."""
-
-
-Predicate = Callable[[Record, BlockPosition | None], None]
-"""Raises RecordRejected. What raises it with reason "window" holds for storing only, not for reading."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreWindow:
-    """A predicate: records of `<namespace>/<epoch>` and `<namespace>/<epoch>/…` are accepted for storing only
-    from block `first` to block `last` of that epoch, counted from its first block (more than the epoch's
-    length reaches into the next), give or take `slack` blocks. A node that does not know the block
-    refuses."""
-
-    first: int
-    last: int
-    slack: int = 2
-
-    def __call__(self, record: Record, position: BlockPosition | None) -> None:
-        epoch = epoch_of(record.key)
-        if position is None:
-            raise RecordRejected("window", "this node does not know the chain's block yet")
-        offset = position.offset + (position.epoch - epoch) * position.length
-        if not self.first - self.slack <= offset <= self.last + self.slack:
-            raise RecordRejected(
-                "window",
-                f"{record.key!r} is stored from block {self.first} to {self.last} of epoch {epoch} "
-                f"(± {self.slack}); now is its block {offset}",
-            )
-
-
-def window(first: int, last: int, slack: int = 2) -> StoreWindow:
-    """The predicate that lets records in only while their epoch's window is open; see `StoreWindow`."""
-    return StoreWindow(first, last, slack)
-
-
-def epoch_of(key: bytes) -> int:
-    """The epoch in `<namespace>/<epoch>` or `<namespace>/<epoch>/…`. Raises RecordRejected("key")."""
-    part = key.split(b"/", 2)[1:2]
-    if not part or not _EPOCH.fullmatch(part[0]):
-        raise RecordRejected("key", f"{key!r} names no epoch: <namespace>/<epoch>[/…], decimal without zeros before")
-    return int(part[0])
+REASONS: Final = frozenset(
+    {
+        "backdated", "duplicate", "expired", "full", "future", "genesis", "key", "namespace", "not-member", "older",
+        "quota", "rate", "schema", "signature", "size", "subkey", "subnet", "ttl", "window",
+    }
+)  # fmt: skip
+"""Why the checks of this package refuse. Predicates of subnets have reasons of their own."""
+OTHER: Final = "other"
+"""What those are counted as: a reason may become a label of a metric, and so must be one of a few."""
 
 
 def namespace_of(key: bytes) -> str:
@@ -114,6 +111,8 @@ class NamespaceRule:
     """Per key, over all subkeys, tombstones included."""
     predicate: Predicate | Sequence[Predicate] | None = None
     """Asked in order, on the record and the position; `window(...)` is one."""
+    quota: NamespaceQuota = NO_QUOTA
+    """What a node holds of this namespace, in all and by owner."""
     members_only: bool = True
     """False: anybody may own records here. Open it only where a quota bounds the harm."""
 
@@ -192,7 +191,9 @@ class Purpose(enum.Enum):
 class Held(Protocol):
     """What a store knows about a record before it is let in."""
 
-    def check(self, record: Record, *, max_per_owner: int) -> None:
+    def check(
+        self, record: Record, *, max_per_owner: int, quota: NamespaceQuota | None = None, sender: PeerID | None = None
+    ) -> None:
         """Raises RecordRejected: "duplicate", "older", "quota" or "full"."""
         ...
 
@@ -217,6 +218,12 @@ class ValidatorConfig(BaseModel):
 
     verified_cache: int = Field(default=4096, ge=0, description="signatures remembered as verified")
     rate: RateConfig = Field(default=RateConfig(), description="what one sender may ask us to store")
+    max_seq_ahead_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="how far a seq, which is its owner's clock, may lie ahead of ours. Much more than clocks differ: a "
+        "node that restarts goes on a minute ahead of its last seq, and may restart often",
+    )
 
 
 class RecordValidator:
@@ -244,6 +251,17 @@ class RecordValidator:
         self._verify = verify
         self._rates = SenderRates(self._config.rate)
         self._verified: OrderedDict[bytes, None] = OrderedDict()
+        self._refused = dict.fromkeys(sorted((*REASONS, OTHER)), 0)
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How many records were refused for each of REASONS, and for OTHER ones."""
+        return MappingProxyType(self._refused)
+
+    def check_sender(self, sender: PeerID, *, now: float) -> None:
+        """Whether anything of a sender is looked at: asked once per request, before its records are parsed. Raises
+        RecordRejected("rate") while it is refused for signatures that failed; that is not counted in `refused`."""
+        self._rates.check(sender, now=now)
 
     def rule(self, key: bytes) -> NamespaceRule:
         """The rule of a key's namespace. Raises RecordRejected("namespace")."""
@@ -263,15 +281,17 @@ class RecordValidator:
         position: BlockPosition | None = None,
         sender: PeerID | None = None,
     ) -> None:
-        """Size and rate, namespace, expiry and window: all that needs neither chain nor signature. `now` in
+        """Size and rate, namespace, expiry, seq and window: all that needs neither chain nor signature. `now` in
         unix seconds; `sender` is who asks us to store it, None for ourselves. Raises RecordRejected."""
-        self._check_size(record)
-        if purpose is Purpose.STORE and sender is not None:
-            self._rates.spend(sender, record_bytes(record), now=now)
-        self._check_namespace(record)
-        self._check_expiry(record, now)
-        if purpose is Purpose.STORE:
-            self._check_window(record, position)
+        with self._counting():
+            self._check_size(record)
+            if purpose is Purpose.STORE and sender is not None:
+                self._rates.spend(sender, record_bytes(record), now=now)
+            self._check_namespace(record)
+            self._check_expiry(record, now)
+            if purpose is Purpose.STORE:
+                self._check_seq(record, now)
+                self._check_window(record, position, now)
 
     def check_content(
         self,
@@ -281,15 +301,24 @@ class RecordValidator:
         member: bool,
         position: BlockPosition | None = None,
         held: Held | None = None,
+        sender: PeerID | None = None,
+        now: float | None = None,
     ) -> None:
-        """Membership, quota and duplicate, schema, predicate, signature; after `check_envelope`. Raises
-        RecordRejected."""
-        self._check_member(record, member)
-        if purpose is Purpose.STORE and held is not None:
-            held.check(record, max_per_owner=self.rule(record.key).max_records_per_owner)
-        self._check_schema(record)
-        self._check_predicate(record, position)
-        self._check_signature(record)
+        """Membership, quota and duplicate, schema, predicate, signature; after `check_envelope`.
+
+        `sender` as there, with the same `now`: it is charged for the signature check, and more for one that fails; a
+        signature that nobody asked us to check is checked without a budget. Raises RecordRejected, and ValueError for
+        a sender without the time.
+        """
+        if sender is not None and now is None:
+            raise ValueError("a sender is charged at a time: pass `now`")
+        with self._counting():
+            self._check_member(record, member)
+            if purpose is Purpose.STORE and held is not None:
+                self._check_held(record, held, sender)
+            self._check_schema(record)
+            self._check_predicates(record, position)
+            self._check_signature(record, sender if purpose is Purpose.STORE else None, now or 0.0)
 
     def validate(
         self,
@@ -304,7 +333,22 @@ class RecordValidator:
     ) -> None:
         """All checks in their order. Raises RecordRejected at the first refusal."""
         self.check_envelope(record, purpose=purpose, now=now, position=position, sender=sender)
-        self.check_content(record, purpose=purpose, member=is_member(record.owner), position=position, held=held)
+        self.check_content(
+            record,
+            purpose=purpose,
+            member=is_member(record.owner),
+            position=position,
+            held=held,
+            sender=sender,
+            now=now,
+        )
+
+    def check_proof(self, proof: Equivocation) -> None:
+        """Whether a proof that another node sent proves what it says, of a record that could be stored here. Raises
+        RecordRejected."""
+        with self._counting():
+            self._check_namespace(proof.first)
+            proof.check(self._verify, subnet_id=self._subnet_id, genesis=self._genesis)
 
     def explain(
         self,
@@ -315,24 +359,29 @@ class RecordValidator:
         position: BlockPosition | None = None,
         held: Held | None = None,
     ) -> tuple[Verdict, ...]:
-        """What every check says about storing the record now, in their order; charges nobody's rate."""
-
-        def quota() -> None:
-            if held is not None:
-                held.check(record, max_per_owner=self.rule(record.key).max_records_per_owner)
-
+        """What every check says about storing the record now, in their order; charges nobody's rate and counts no
+        refusal."""
         checks: tuple[tuple[str, Callable[[], None]], ...] = (
             ("size", lambda: self._check_size(record)),
             ("namespace", lambda: self._check_namespace(record)),
             ("expiry", lambda: self._check_expiry(record, now)),
-            ("window", lambda: self._check_window(record, position)),
+            ("seq", lambda: self._check_seq(record, now)),
+            ("window", lambda: self._check_window(record, position, now)),
             ("membership", lambda: self._check_member(record, member)),
-            ("quota", quota),
+            ("quota", lambda: None if held is None else self._check_held(record, held, None)),
             ("schema", lambda: self._check_schema(record)),
-            ("predicate", lambda: self._check_predicate(record, position)),
-            ("signature", lambda: self._check_signature(record)),
+            ("predicate", lambda: self._check_predicates(record, position)),
+            ("signature", lambda: self._check_signature(record, None, now)),
         )
         return tuple(_verdict(name, check) for name, check in checks)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        try:
+            yield
+        except RecordRejected as error:
+            self._refused[error.reason if error.reason in REASONS else OTHER] += 1
+            raise
 
     # -- one method per check --
 
@@ -366,10 +415,23 @@ class RecordValidator:
         if ttl_s > rule.max_ttl_s + CLOCK_SLACK_S:
             raise RecordRejected("ttl", f"would live {ttl_s:.0f} s more; {rule.namespace} takes {rule.max_ttl_s:.0f} s")
 
-    def _check_window(self, record: Record, position: BlockPosition | None) -> None:
+    def _check_seq(self, record: Record, now: float) -> None:
+        # Else 2**64 - 1 would close its slot for ever, and a wrong clock for as long as it was wrong by.
+        ahead_s = record.seq / 1000 - now
+        if ahead_s > self._config.max_seq_ahead_s:
+            raise RecordRejected(
+                "future",
+                f"its seq lies {ahead_s:.0f} s ahead, at most {self._config.max_seq_ahead_s:.0f}: whose clock?",
+            )
+
+    def _check_window(self, record: Record, position: BlockPosition | None, now: float) -> None:
         for predicate in self.rule(record.key).predicates:
             if isinstance(predicate, StoreWindow):
-                predicate(record, position)
+                predicate.at(record, position, now)
+
+    def _check_held(self, record: Record, held: Held, sender: PeerID | None) -> None:
+        rule = self.rule(record.key)
+        held.check(record, max_per_owner=rule.max_records_per_owner, quota=rule.quota, sender=sender)
 
     def _check_member(self, record: Record, member: bool) -> None:
         if not member and self.rule(record.key).members_only:
@@ -380,22 +442,31 @@ class RecordValidator:
         if schema is not None and not record.tombstone:
             unpack_value(schema, record.value)
 
-    def _check_predicate(self, record: Record, position: BlockPosition | None) -> None:
-        if record.tombstone:  # has no value to judge
-            return
+    def _check_predicates(self, record: Record, position: BlockPosition | None) -> None:
         for predicate in self.rule(record.key).predicates:
             if isinstance(predicate, StoreWindow):
                 continue
+            if record.tombstone and getattr(predicate, "judges", Judges.VALUE) is Judges.VALUE:
+                continue
             predicate(record, position)
 
-    def _check_signature(self, record: Record) -> None:
+    def _check_signature(self, record: Record, sender: PeerID | None, now: float) -> None:
         # The digest leaves the signature out, so the cache must not: else known content with a garbage
         # signature would pass here and be refused wherever we pass it on.
         name = hashlib.sha256(record.digest + record.signature).digest()
         if name in self._verified:
             self._verified.move_to_end(name)
             return
-        record.check_signature(self._verify)
+        if sender is not None:
+            self._rates.spend_check(sender, key_bytes=len(record.public_key_pb), now=now)
+        try:
+            record.check_signature(self._verify)
+        except RecordRejected:
+            if sender is not None:
+                self._rates.on_bad(sender, now=now)
+            raise
+        if sender is not None:
+            self._rates.on_good(sender)
         self._verified[name] = None
         if len(self._verified) > self._config.verified_cache:
             self._verified.popitem(last=False)

@@ -13,10 +13,12 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mesh.errors import RemoteProtocolError
+from mesh.kad.key import Key, key_of, key_of_record
 from mesh.kad.record import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SUBKEY_BYTES
+from mesh.kad.replicas import MAX_OFFER
 from mesh.peer import MAX_PEER_ID_BYTES, Multiaddr, PeerID, PeerInfo
 
 MAX_ADDRS: Final = 8
@@ -26,6 +28,13 @@ MAX_CLOSER: Final = 20
 """Peers in one answer."""
 MAX_BATCH: Final = 128
 """Records in one store request."""
+MAX_QUERIES: Final = 64
+"""Questions in one find request."""
+MAX_NAMED: Final = 512
+"""Different peers in all answers of one reply."""
+MAX_PROOFS: Final = 4
+"""Equivocations in one message."""
+MAX_PROOF_BYTES: Final = 2 * MAX_RECORD_BYTES + 16
 
 
 class Role(enum.StrEnum):
@@ -42,8 +51,10 @@ class Role(enum.StrEnum):
 RawAddr = Annotated[bytes, Field(min_length=1, max_length=MAX_ADDR_BYTES)]
 RawAddrs = Annotated[tuple[RawAddr, ...], Field(max_length=MAX_ADDRS)]
 RawPeer = tuple[Annotated[bytes, Field(max_length=MAX_PEER_ID_BYTES)], RawAddrs]
-RawPeers = Annotated[tuple[RawPeer, ...], Field(max_length=MAX_CLOSER)]
+NamedPeers = Annotated[tuple[RawPeer, ...], Field(max_length=MAX_NAMED)]
 RawRecord = Annotated[bytes, Field(max_length=MAX_RECORD_BYTES)]
+RawDigest = Annotated[bytes, Field(min_length=32, max_length=32)]
+RawProof = Annotated[bytes, Field(max_length=MAX_PROOF_BYTES)]
 RawKey = Annotated[bytes, Field(min_length=1, max_length=MAX_KEY_BYTES)]
 
 
@@ -63,16 +74,17 @@ class PingReply(_Message):
     role: Role
 
 
-class FindRequest(_Message):
-    """Whom do you know near `target`, and, with `key`, which records do you hold under it?"""
+class Query(_Message):
+    """One question: whom do you know near `target`; or near a record key, and which records do you hold under
+    it; or near any key, and who provides it?"""
 
-    role: Role
-    addrs: RawAddrs
-    """The sender's own, so that it can be asked in turn."""
-    target: Annotated[bytes, Field(min_length=32, max_length=32)]
+    target: Annotated[bytes, Field(min_length=32, max_length=32)] | None = None
+    key: RawKey | None = None
+    """A record key; its place is the target."""
+    provided: RawKey | None = None
+    """A provider key, a multihash say; its place is the target."""
     want: Annotated[int, Field(ge=0, le=MAX_CLOSER)] = MAX_CLOSER
     """How many closer peers: naming them is half the work of an answer."""
-    key: RawKey | None = None
     after: (
         tuple[
             Annotated[bytes, Field(max_length=MAX_PEER_ID_BYTES)],
@@ -82,14 +94,50 @@ class FindRequest(_Message):
     ) = None
     """(owner, subkey) of the last record of the page before."""
 
+    @model_validator(mode="after")
+    def _is_one_question(self) -> Query:
+        if [self.target, self.key, self.provided].count(None) != 2:
+            raise ValueError("exactly one of target, key and provided")
+        return self
 
-class FindReply(_Message):
-    """`more`: there are records after the last one."""
+    @property
+    def place(self) -> Key:
+        """Where the peers asked for should be near."""
+        if self.target is not None:
+            return Key(int.from_bytes(self.target, "big"))
+        return key_of_record(self.key) if self.key is not None else key_of(self.provided or b"")
+
+
+class FindRequest(_Message):
+    """Several questions at once; each is charged for."""
 
     role: Role
-    closer: RawPeers
+    addrs: RawAddrs
+    """The sender's own, so that it can be asked in turn."""
+    queries: Annotated[tuple[Query, ...], Field(min_length=1, max_length=MAX_QUERIES)]
+
+
+Indices = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_NAMED)], ...], Field(max_length=MAX_CLOSER)]
+"""Places in a reply's `peers`: answers about near keys name the same peers, which so travel once."""
+
+
+class Answer(_Message):
+    """To one query. `more`: there are records after the last one, or there was no room for any."""
+
+    closer: Indices
     records: Annotated[tuple[RawRecord, ...], Field(max_length=16_384)] = ()
     more: bool = False
+    providers: Indices = ()
+    proofs: Annotated[tuple[RawProof, ...], Field(max_length=MAX_PROOFS)] = ()
+    """Equivocations known under the key."""
+
+
+class FindReply(_Message):
+    """An answer per query."""
+
+    role: Role
+    peers: NamedPeers
+    answers: Annotated[tuple[Answer, ...], Field(max_length=MAX_QUERIES)]
 
 
 class StoreRequest(_Message):
@@ -102,12 +150,91 @@ class StoreRequest(_Message):
 
 
 class StoreReply(_Message):
-    """One verdict per record: "" for stored, else the reason of the refusal. `closer` is about the first's
-    key."""
+    """One verdict per record: "" for stored, else the reason of the refusal; and, per record, closer peers."""
 
     role: Role
     verdicts: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=MAX_BATCH)]
-    closer: RawPeers
+    peers: NamedPeers
+    closer: Annotated[tuple[Indices, ...], Field(max_length=MAX_BATCH)]
+
+
+class ProvideRequest(_Message):
+    """The sender has what these keys name."""
+
+    role: Role
+    addrs: RawAddrs
+    keys: Annotated[tuple[RawKey, ...], Field(min_length=1, max_length=MAX_QUERIES)]
+    want: Annotated[int, Field(ge=0, le=MAX_CLOSER)] = MAX_CLOSER
+
+
+class ProvideReply(_Message):
+    """One verdict per key, as in a StoreReply."""
+
+    role: Role
+    verdicts: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=MAX_QUERIES)]
+    peers: NamedPeers
+    closer: Annotated[tuple[Indices, ...], Field(max_length=MAX_QUERIES)]
+
+
+class OfferRequest(_Message):
+    """The sender holds records with these digests that the receiver should hold too; which does it lack?"""
+
+    role: Role
+    addrs: RawAddrs
+    digests: Annotated[tuple[RawDigest, ...], Field(min_length=1, max_length=MAX_OFFER)]
+
+
+class OfferReply(_Message):
+    """A bit per digest (mesh.kad.replicas.pack_wanted): set for what it lacks."""
+
+    role: Role
+    wanted: Annotated[bytes, Field(max_length=MAX_OFFER // 8)]
+
+
+class ProofRequest(_Message):
+    """Equivocations, for who holds records of their keys."""
+
+    role: Role
+    proofs: Annotated[tuple[RawProof, ...], Field(min_length=1, max_length=MAX_PROOFS)]
+
+
+class ProofReply(_Message):
+    """How many of them were new here."""
+
+    role: Role
+    new: Annotated[int, Field(ge=0, le=MAX_PROOFS)]
+
+
+class Naming:
+    """Peers of a reply under construction, each once, and the indices that answers name them by."""
+
+    def __init__(self) -> None:
+        self._index: dict[PeerID, int] = {}
+        self._infos: list[PeerInfo] = []
+
+    def indices(self, infos: Iterable[PeerInfo]) -> tuple[int, ...]:
+        """Where these peers are; those beyond MAX_NAMED are left out."""
+        found: list[int] = []
+        for info in infos:
+            index = self._index.get(info.peer_id)
+            if index is None:
+                if len(self._infos) >= MAX_NAMED:
+                    continue
+                index = self._index[info.peer_id] = len(self._infos)
+                self._infos.append(info)
+            found.append(index)
+        return tuple(found)
+
+    def peers(self) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
+        """All of them as they travel."""
+        return raw_peers(self._infos)
+
+
+def named(peers: Sequence[PeerInfo | None], indices: Sequence[int]) -> tuple[PeerInfo, ...]:
+    """The peers an answer names, each once. Raises RemoteProtocolError for an index out of range."""
+    if indices and max(indices) >= len(peers):
+        raise RemoteProtocolError(f"an answer names peer {max(indices)} of {len(peers)}")
+    return tuple(info for index in dict.fromkeys(indices) if (info := peers[index]) is not None)
 
 
 def raw_addrs(addrs: Iterable[Multiaddr]) -> tuple[bytes, ...]:
@@ -117,24 +244,31 @@ def raw_addrs(addrs: Iterable[Multiaddr]) -> tuple[bytes, ...]:
 
 def raw_peers(peers: Iterable[PeerInfo]) -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
     """Peers as they travel."""
-    return tuple((info.peer_id.multihash, raw_addrs(info.addrs)) for info in peers)[:MAX_CLOSER]
+    return tuple((info.peer_id.multihash, raw_addrs(info.addrs)) for info in peers)[:MAX_NAMED]
 
 
-def parse_addrs(raws: Sequence[bytes], *, ours: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
+def parse_addrs(
+    raws: Sequence[bytes], *, ours: Sequence[Multiaddr], near: Sequence[Multiaddr] | None = None
+) -> tuple[Multiaddr, ...]:
     """Addresses a stranger sent, without those that are garbage or lead nowhere a stranger can be:
-    unspecified and multicast, our own, and loopback unless we announce loopback too."""
-    return _parse_addrs(tuple(raws[:MAX_ADDRS]), tuple(ours))
+    unspecified and multicast, our own, and loopback unless there is one in `near`, by default ours: a client
+    has none and is near where it dials."""
+    is_local = any(_scope(addr) is _Scope.LOOPBACK for addr in (ours if near is None else near))
+    return _parse_addrs(tuple(raws[:MAX_ADDRS]), tuple(ours), is_local)
 
 
-def parse_peers(raws: Sequence[tuple[bytes, Sequence[bytes]]], *, local: PeerInfo) -> tuple[PeerInfo, ...]:
-    """Peers a stranger sent, each once, ourselves left out. Raises RemoteProtocolError for a peer id that is
-    none."""
-    found: dict[PeerID, PeerInfo] = {}
-    for multihash, addrs in raws[:MAX_CLOSER]:
+def parse_peers(
+    raws: Sequence[tuple[bytes, Sequence[bytes]]], *, local: PeerInfo, near: Sequence[Multiaddr] | None = None
+) -> tuple[PeerInfo | None, ...]:
+    """Peers a stranger named, in their places; None where it is ourselves or one named before. `near` as for
+    parse_addrs. Raises RemoteProtocolError for a peer id that is none."""
+    seen = {local.peer_id}
+    found: list[PeerInfo | None] = []
+    for multihash, addrs in raws[:MAX_NAMED]:
         peer = _parse_peer(multihash)
-        if peer != local.peer_id and peer not in found:
-            found[peer] = PeerInfo(peer, parse_addrs(addrs, ours=local.addrs))
-    return tuple(found.values())
+        found.append(None if peer in seen else PeerInfo(peer, parse_addrs(addrs, ours=local.addrs, near=near)))
+        seen.add(peer)
+    return tuple(found)
 
 
 class _Scope(enum.Enum):
@@ -158,8 +292,7 @@ def _raw_addrs(addrs: tuple[Multiaddr, ...]) -> tuple[bytes, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse_addrs(raws: tuple[bytes, ...], ours: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
-    is_local = any(_scope(addr) is _Scope.LOOPBACK for addr in ours)
+def _parse_addrs(raws: tuple[bytes, ...], ours: tuple[Multiaddr, ...], is_local: bool) -> tuple[Multiaddr, ...]:
     found: list[Multiaddr] = []
     for raw in raws:
         addr = _parse_addr(raw)

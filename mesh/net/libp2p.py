@@ -51,6 +51,7 @@ from mesh.errors import (
     ListenFailed,
     LocalProtocolError,
     MeshError,
+    ProtocolNotSpoken,
     RemoteProtocolError,
     StreamBroken,
 )
@@ -758,7 +759,7 @@ async def _negotiate(stream: YamuxStream, peer: PeerID, protocol: str) -> None:
         raise StreamBroken(f"{peer.short} answered {hello[:40]!r} instead of {MULTISELECT_PROTOCOL_ID}")
     answer = await communicator.read()
     if answer == PROTOCOL_NOT_FOUND_MSG:
-        raise StreamBroken(f"{peer.short} does not speak {protocol}")
+        raise ProtocolNotSpoken(f"{peer.short} does not speak {protocol}")
     if answer != protocol:
         raise StreamBroken(f"{peer.short} answered {answer[:40]!r} to {protocol}")
 

@@ -1,7 +1,7 @@
 """Where peers have answered this node, kept over restarts: whoever knows an address that worked needs no bootnode.
 
 Only addresses at which a peer proved its key are kept, never hearsay, so that strangers cannot fill the file. It is
-not the DHT's cache (mesh.dht_state), which lists peers to join through wherever their addresses come from. The file is
+not the DHT's cache (mesh.dht.state), which lists peers to join through wherever their addresses come from. The file is
 nevertheless read as if a stranger had written it, and a damaged one is set aside: it costs a slower start, no more.
 """
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from mesh.errors import MeshError, RemoteFailure, RemoteProtocolError, StreamBroken
+from mesh.errors import MeshError, ProtocolNotSpoken, RemoteFailure, RemoteProtocolError, StreamBroken
 from mesh.net.base import Stream
 from mesh.peer import PeerID
 from mesh.rpc import frame as f
@@ -198,7 +198,8 @@ class CallingChannel:
         self.closed = error
         self.ready.set()
         for call in self._calls.values():
-            self._conclude(call, error if call.sender.started else NotSent(str(error)))
+            is_final = call.sender.started or isinstance(error, ProtocolNotSpoken)
+            self._conclude(call, error if is_final else NotSent(str(error)))
         self._calls.clear()
 
     async def reserve(self) -> None:
@@ -222,6 +223,8 @@ class CallingChannel:
     def begin(self, head: f.Call, buffers: Buffers, *, deadline: float, max_response_bytes: int) -> OutboundCall:
         """Start a call; a place must be held. `head` lacks its id, timeout and size. Raises NotSent."""
         if self.closed is not None or self._writer is None:
+            if isinstance(self.closed, ProtocolNotSpoken):
+                raise self.closed
             raise NotSent(str(self.closed))
         self._last_id = call_id = self._last_id + 1
         timeout_ms = max(1, min(f.MAX_TIMEOUT_MS, int((deadline - trio.current_time()) * 1000)))

@@ -25,6 +25,7 @@ from mesh.errors import (
     NetworkError,
     NotAuthorized,
     PeerSuspended,
+    ProtocolNotSpoken,
     RemoteFailure,
     RemoteProtocolError,
     RequestTimeout,
@@ -161,6 +162,11 @@ class Rpc:
         for spec in servicer.methods.values():
             metrics = self.metrics.methods_in[str(spec)] = MethodMetrics()
             self._bound[spec.protocol, spec.name] = Bound(spec, getattr(servicer, PREFIX + spec.name), metrics)
+
+    @property
+    def authorizer(self) -> Authorizer:
+        """Who may do what: for protocols that are not calls."""
+        return self._authorizer
 
     def served(self) -> dict[str, list[MethodSpec]]:
         """All methods we serve, by protocol."""
@@ -504,7 +510,7 @@ class Rpc:
         for attempt in range(self.config.max_retries):
             try:
                 return await self._attempt(spec, peer, head, buffers, deadline)
-            except PeerSuspended:
+            except (PeerSuspended, ProtocolNotSpoken):
                 raise
             except (NetworkError, RemoteFailure) as error:
                 if isinstance(error, RemoteFailure) and not error.retryable:

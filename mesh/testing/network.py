@@ -20,7 +20,7 @@ from typing import Final
 import trio
 from pydantic import BaseModel, ConfigDict, Field
 
-from mesh.errors import DialFailed, LocalProtocolError, NetworkError, StreamBroken
+from mesh.errors import DialFailed, LocalProtocolError, NetworkError, ProtocolNotSpoken, StreamBroken
 from mesh.identity import PeerKey
 from mesh.net.base import Handler, Lifetime, Protection
 from mesh.net.drain import Drain
@@ -507,7 +507,7 @@ class SimNetwork:
             raise StreamBroken(f"the connection to {peer.short} ended while a stream was opened")
         service = target._services.get(protocol)
         if service is None:
-            raise StreamBroken(f"{peer.short} does not speak {protocol}")
+            raise ProtocolNotSpoken(f"{peer.short} does not speak {protocol}")
         if breaks_after is not None and breaks_after >= self.config.max_lossy_bytes:
             self._unlink(local, peer, "connection lost (simulated)")
             raise DialFailed(f"the connection to {peer.short} was lost (simulated)")

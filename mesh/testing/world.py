@@ -1,65 +1,41 @@
 """World: the Kademlia core of mesh.kad under a bare event loop, for thousands of nodes.
 
 No trio, no sockets, no wall clock: a heap of events and one seeded rng. It answers questions about the
-algorithm (does a lookup find what brute force finds? do records outlive the nodes that hold them?), in
+algorithm (does a lookup find what brute force finds? how many messages does a put cost at 1000 nodes?), in
 seconds and reproducibly: the same seed gives the same trace, whatever PYTHONHASHSEED. What it cannot show,
 the shell's timeouts and cancellation, is for SimNetwork and `run_sim`.
-
-A world without `upkeep` comes to rest, and `run()` ends there. With it nodes refresh, republish, offer each other
-records and knock at bootnodes for ever: `run(until=…)`.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import heapq
-import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
-from mesh.identity import PeerKey, is_signature
+from mesh.identity import PeerKey
 from mesh.kad.key import Key, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
+from mesh.kad.patience import Patience, PatienceConfig
 from mesh.kad.record import Record, Slot, sign_record
-from mesh.kad.rejoin import unmet
-from mesh.kad.replicas import (
-    INCARNATION_BYTES,
-    MAX_OFFER,
-    PASSING,
-    Ledger,
-    Name,
-    ReplicasConfig,
-    batches,
-    debts,
-    name_of,
-    wanted,
-)
+from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
 from mesh.kad.schedule import Schedule, ScheduleConfig
 from mesh.kad.store import Keep, RecordStore
 from mesh.kad.validator import NamespaceRule, Purpose, RecordValidator
-from mesh.kad.wire import MAX_BATCH, Role
 from mesh.peer import Multiaddr, PeerID, PeerInfo
 
-GENESIS: Final = b"\x2a" * 32
-SUBNET_ID: Final = 1
-EPOCH0: Final = 1_800_000_000.0
-MAX_BATCH_BYTES: Final = 2**20
-_FORGED: Final = frozenset({"signature", "schema", "genesis", "subnet", "namespace", "size", "key"})
-"""As in the shell: refusals of a record in an answer that no honest peer can cause."""
-
-_is_signature = functools.lru_cache(maxsize=65_536)(is_signature)
-"""A thousand nodes check the same signatures; one process need not. Counted once in CPU seconds, not per node."""
+GENESIS = b"\x2a" * 32
+SUBNET_ID = 1
+EPOCH0 = 1_800_000_000.0
 
 
 class WorldConfig(BaseModel):
-    """A world's physics and habits. The habits are the product's defaults."""
+    """A world's physics and habits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,12 +48,17 @@ class WorldConfig(BaseModel):
     )
     miss_width: int = Field(default=20, ge=1, description="such peers before a get says that nothing is there")
     read_width: int = Field(default=6, ge=1, description="closest peers that must answer a get")
+    upkeep: bool = Field(
+        default=False,
+        description="whether nodes refresh, publish anew, sync and rejoin; such a world "
+        "never comes to rest: run it until a time",
+    )
     rejoin_s: float = Field(default=60.0, gt=0, description="how often bootnodes missing in a table are tried")
-    shun_s: float = Field(default=600.0, ge=0, description="how long a peer that sent a forgery is not asked")
+    expire_s: float = Field(default=30.0, gt=0, description="how often expired records are dropped")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="of every node")
+    patience: PatienceConfig = Field(default=PatienceConfig(), description="of every node")
     routing: RoutingConfig = Field(default=RoutingConfig(), description="of every node")
     lookup: LookupConfig = Field(default=LookupConfig(), description="of every lookup")
-    upkeep: ScheduleConfig | None = Field(default=None, description="of every node; none: it does nothing by itself")
-    sharing: ReplicasConfig = Field(default=ReplicasConfig(), description="what is offered, with upkeep")
 
 
 @dataclass
@@ -86,46 +67,38 @@ class WorldNode:
 
     index: int
     info: PeerInfo
-    role: Role
     table: RoutingTable
     store: RecordStore
     validator: RecordValidator
     schedule: Schedule
-    ledger: Ledger
-    incarnation: bytes
+    patience: Patience
     via: tuple[PeerID, ...] = ()
-    """Its bootnodes: through whom it joins, again if need be."""
+    """Through whom it joins, again if need be."""
     alive: bool = True
+    side: int = 0
+    """Of a partition: messages between different sides are lost."""
     own: dict[Slot, Record] = field(default_factory=dict)
-    shunned: dict[PeerID, float] = field(default_factory=dict)
-    """Until when."""
-    alarm: float = math.inf
-    """When it looks at its schedule next."""
-
-    @property
-    def peer(self) -> PeerID:
-        """Who it is."""
-        return self.info.peer_id
+    """What it publishes anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A request: "ping", "find" (with a key: and its records), "store", "offer"."""
+    """A request: whom it asks about, and what it brings or wants."""
 
     kind: str
     target: Key
     key: bytes | None = None
-    records: tuple[Record, ...] = ()
-    names: tuple[Name, ...] = ()
+    record: Record | None = None
+    digests: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Closer peers, records, a verdict on each record stored ("": held), positions wanted of an offer."""
+    """Closer peers, records, the reason of a refusal, and the places of the digests wanted."""
 
     closer: tuple[PeerInfo, ...] = ()
     records: tuple[Record, ...] = ()
-    verdicts: tuple[str, ...] = ()
+    refused: str = ""
     wanted: tuple[int, ...] = ()
 
 
@@ -144,9 +117,8 @@ class Outcome:
         return [info.peer_id for info in self.lookup.closest()]
 
 
-Honest = Callable[[Message], Reply]
-Adversary = Callable[[WorldNode, Message, Honest], Reply]
-"""Answers in a node's place; `honest` is what the node would do and say. See mesh.testing.adversaries."""
+Adversary = Callable[[WorldNode, Message, Reply], Reply]
+"""Turns an honest reply into what this node answers instead."""
 
 
 class World:
@@ -157,16 +129,12 @@ class World:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.messages = 0
-        self.records_sent = 0
-        """Records in store requests, puts and offers alike."""
         self.nodes: dict[PeerID, WorldNode] = {}
         self.adversaries: dict[PeerID, Adversary] = {}
         self._rules = tuple(rules)
-        self._sides: Mapping[PeerID, int] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._trace = hashlib.sha256()
-        self._lookups: dict[int, LookupConfig] = {}
 
     # -- time --
 
@@ -180,21 +148,16 @@ class World:
         heapq.heappush(self._events, (when, self._count, action))
 
     def run(self, until: float | None = None) -> None:
-        """Until nothing is left to happen, or until that time; `now` is that time then."""
+        """Until nothing is left to happen, or until a time."""
         while self._events and (until is None or self._events[0][0] <= until):
             self.now, _, action = heapq.heappop(self._events)
             action()
         if until is not None:
             self.now = max(self.now, until)
 
-    def run_until_done(self, outcomes: Sequence[Outcome], *, patience_s: float = 60.0) -> None:
-        """Until these operations are finished; for worlds that never rest. Raises TimeoutError."""
-        deadline = self.now + patience_s
-        while not all(outcome.done for outcome in outcomes):
-            if not self._events or self._events[0][0] > deadline:
-                raise TimeoutError(f"an operation was not finished after {patience_s} s")
-            self.now, _, action = heapq.heappop(self._events)
-            action()
+    def run_for(self, seconds: float) -> None:
+        """For so long."""
+        self.run(until=self.now + seconds)
 
     def digest(self) -> str:
         """Hash of all messages so far, with their times: equal for equal runs."""
@@ -207,52 +170,45 @@ class World:
 
     # -- nodes --
 
-    def add(
-        self,
-        peer: PeerID,
-        via: Iterable[PeerID] = (),
-        *,
-        addrs: tuple[Multiaddr, ...] = (),
-        role: Role = Role.SERVER,
-    ) -> WorldNode:
-        """A node that is there from now on; with `via` it joins through these. One that was there comes back
-        with nothing: no records, no peers."""
+    def add(self, peer: PeerID, via: Iterable[PeerID] = (), *, addrs: tuple[Multiaddr, ...] = ()) -> WorldNode:
+        """A node that is there from now on; with `via` it joins through these. `addrs` count for the limits on IP
+        groups only."""
         local = key_of_peer(peer)
-        known = self.nodes.get(peer)
         node = WorldNode(
-            len(self.nodes) if known is None else known.index,
+            len(self.nodes),
             PeerInfo(peer, addrs),
-            role,
             RoutingTable(local, config=self.config.routing),
             RecordStore(local),
-            RecordValidator(self._rules, subnet_id=SUBNET_ID, genesis=GENESIS, verify=_is_signature),
-            Schedule(self.config.upkeep, rng=self.rng),
-            Ledger(self.config.sharing),
-            self.rng.randbytes(INCARNATION_BYTES),
+            RecordValidator(self._rules, subnet_id=SUBNET_ID, genesis=GENESIS),
+            Schedule(self.config.schedule, rng=self.rng),
+            Patience(self.config.patience),
             tuple(via),
         )
-        if known is not None:
-            known.alive = False
         self.nodes[peer] = node
         if node.via:
             self.join(node)
-        if self.config.upkeep is not None:
-            if node.via:
-                self.after(self._spread(self.config.rejoin_s), lambda: self._keep_joined(node))
-            self._arm(node)
+        if self.config.upkeep:
+            node.schedule.synced(now=self.now)
+            self._again(node, lambda: self.config.schedule.sync_soon_s, self._keep_up)
+            self._again(node, lambda: self.config.rejoin_s, self._rejoin)
+            self._again(node, lambda: self.config.expire_s, self._expire)
         return node
 
     def kill(self, peer: PeerID) -> None:
-        """A node is gone without a word, and all it held."""
+        """The node is gone, without a word; what it held is lost."""
         self.nodes[peer].alive = False
 
-    def split(self, sides: Mapping[PeerID, int]) -> None:
-        """From now on messages arrive only between nodes of one side (0 unless named); `heal` ends it."""
-        self._sides = dict(sides)
+    def split(self, sides: Sequence[Iterable[PeerID]]) -> None:
+        """Messages between these groups are lost from now on, those under way too; who is in none is with the
+        first."""
+        for number, side in enumerate(sides):
+            for peer in side:
+                self.nodes[peer].side = number
 
     def heal(self) -> None:
-        """Everybody can reach everybody again."""
-        self._sides = {}
+        """Everybody reaches everybody again."""
+        for node in self.nodes.values():
+            node.side = 0
 
     def join(self, node: WorldNode) -> None:
         """Look for ourselves, then refresh every bucket. Tried again until somebody answers."""
@@ -268,21 +224,12 @@ class World:
             for index in range(node.table.buckets):
                 self.lookup(node, node.table.random_key(index, rng=self.rng), k=self.config.refresh_width)
 
-        self.lookup(node, key_of_peer(node.peer), then=refresh)
+        self.lookup(node, key_of_peer(node.info.peer_id), then=refresh)
 
     def closest(self, target: Key, count: int) -> list[PeerID]:
         """Brute force: the closest living nodes of all."""
         living = [peer for peer, node in self.nodes.items() if node.alive]
         return sorted(living, key=lambda peer: key_of_peer(peer) ^ target)[:count]
-
-    def holders(self, slot: Slot) -> dict[PeerID, Record]:
-        """Brute force: which living nodes hold a record of a slot, and which one."""
-        found: dict[PeerID, Record] = {}
-        for peer, node in self.nodes.items():
-            record = node.store.held(slot) if node.alive else None
-            if record is not None:
-                found[peer] = record
-        return found
 
     # -- operations; each returns at once and is done after `run` --
 
@@ -291,14 +238,12 @@ class World:
     ) -> Outcome:
         """The k closest peers to `target`, the asking node itself left out."""
         k = self.config.routing.bucket_size if k is None else k
-        node.schedule.touched(node.table.bucket_index(target), now=self.now)
         return self._drive(node, k, Message("find", target), then, alpha=self.config.lookup.alpha)
 
     def put(
         self, node: WorldNode, key: PeerKey, name: bytes, value: bytes, *, ttl_s: float = 3600.0, seq: int | None = None
     ) -> Outcome:
-        """Sign a record and store it at the r closest; with upkeep it is published again while it lives. Only
-        in a world with upkeep the node holds it itself."""
+        """Sign a record and store it at the r closest."""
         record = sign_record(
             key,
             name,
@@ -308,31 +253,28 @@ class World:
             subnet_id=SUBNET_ID,
             genesis=GENESIS,
         )
-        if self.config.upkeep is not None:
+        held = node.store.held(record.slot)
+        if held is None or held.order < record.order:
             node.store.put(record, max_per_owner=node.validator.rule(name).max_records_per_owner, keep=Keep.OWN)
             node.own[record.slot] = record
             node.schedule.published(record.slot, now=self.now)
-            self._arm(node)
-        return self._publish(node, record)
+        return self.send_out(node, record)
 
-    def get(self, node: WorldNode, name: bytes) -> Outcome:
-        """The newest valid records under a key."""
-        outcome = self._drive(
-            node,
-            self.config.read_width,
-            Message("find", key_of_record(name), key=name),
-            None,
-            alpha=self.config.read_width,
-        )
-        for record in node.store.records(name, now=self.wall):
-            self._take(node, outcome, name, record)
-        return outcome
-
-    # -- inside: operations --
-
-    def _publish(self, node: WorldNode, record: Record) -> Outcome:
-        message = Message("store", key_of_record(record.key), records=(record,))
+    def send_out(self, node: WorldNode, record: Record) -> Outcome:
+        """Store a record at the r closest."""
+        message = Message("store", key_of_record(record.key), record=record)
         return self._drive(node, self.config.replicas, message, None, alpha=self.config.replicas)
+
+    def get(self, node: WorldNode, name: bytes, *, paths: int | None = None) -> Outcome:
+        """The newest valid records under a key, along so many disjoint paths."""
+        message = Message("find", key_of_record(name), key=name)
+        return self._drive(node, self.config.read_width, message, None, alpha=self.config.read_width, paths=paths)
+
+    def call(self, node: WorldNode, peer: PeerID) -> None:
+        """One node calls another for no purpose but to be heard of."""
+        self._call(node, peer, Message("ping", key_of_peer(peer)), lambda reply: None, lambda: None)
+
+    # -- inside --
 
     def _drive(
         self,
@@ -342,24 +284,23 @@ class World:
         then: Callable[[Outcome], None] | None,
         *,
         alpha: int,
-        seeds: Sequence[PeerInfo] = (),
+        paths: int | None = None,
     ) -> Outcome:
-        config = self._lookups.get(alpha)
-        if config is None:
-            config = self._lookups[alpha] = self.config.lookup.model_copy(update={"alpha": alpha})
-        lookup = Lookup(message.target, k, local=node.peer, config=config)
-        lookup.start((*seeds, *node.table.closest(message.target, max(k, self.config.routing.bucket_size))))
+        paths = paths or self.config.lookup.paths
+        config = self.config.lookup.model_copy(update={"alpha": alpha, "paths": paths})
+        lookup = Lookup(message.target, k, local=node.info.peer_id, config=config, patience=node.patience)
+        lookup.start(node.table.closest(message.target, max(k, self.config.routing.bucket_size)))
         outcome = Outcome(lookup)
-        alarm = math.inf
+        alarm = float("inf")
 
         def ring() -> None:
             nonlocal alarm
-            alarm = math.inf
+            alarm = float("inf")
             advance()
 
         def advance() -> None:
             nonlocal alarm
-            if outcome.done:
+            if outcome.done or not node.alive:
                 return
             for info in lookup.next_requests(self.now):
                 ask(info)
@@ -382,22 +323,16 @@ class World:
             def answered(reply: Reply) -> None:
                 counts = Counts.YES
                 if message.kind == "store":
-                    verdict = reply.verdicts[0] if reply.verdicts else "malformed"
-                    if verdict in ("", "duplicate"):
+                    if reply.refused in ("", "duplicate"):
                         outcome.stored.append(info.peer_id)
-                    elif verdict in ("full", "not-a-replica", "rate"):
+                    elif reply.refused == "full":
                         counts = Counts.ROUTES_ONLY
-                elif message.key is not None and self._routes_only(info.peer_id):
-                    counts = Counts.ROUTES_ONLY
-                for record in reply.records:
-                    try:
-                        self._take(node, outcome, message.key, record)
-                    except RecordRejected as error:
-                        if error.reason in _FORGED:
-                            node.shunned[info.peer_id] = self.now + self.config.shun_s
-                            self._forget(node, info.peer_id)
-                            failed()
-                            return
+                try:
+                    for record in reply.records:
+                        self._take(node, outcome, message, record)
+                except RecordRejected:
+                    failed()
+                    return
                 lookup.on_response(info.peer_id, reply.closer, now=self.now, counts=counts)
                 advance()
 
@@ -405,141 +340,18 @@ class World:
                 lookup.on_failure(info.peer_id)
                 advance()
 
-            if self._is_shunned(node, info.peer_id):
-                self.after(0.0, failed)
-            else:
-                self._call(node, info.peer_id, message, answered, failed)
+            self._call(node, info.peer_id, message, answered, failed)
 
         advance()
         return outcome
 
-    def _take(self, node: WorldNode, outcome: Outcome, key: bytes | None, record: Record) -> None:
-        if record.key != key:
+    def _take(self, node: WorldNode, outcome: Outcome, message: Message, record: Record) -> None:
+        if record.key != message.key:
             raise RecordRejected("key")
         held = outcome.records.get(record.slot)
         if held is None or held.order < record.order:
             node.validator.validate(record, purpose=Purpose.READ, now=self.wall, is_member=self.nodes.__contains__)
             outcome.records[record.slot] = record
-
-    # -- inside: upkeep --
-
-    def _arm(self, node: WorldNode) -> None:
-        """See that the node looks at its schedule when something is due."""
-        if self.config.upkeep is None:
-            return
-        at = node.schedule.next_at(self.now, buckets=node.table.buckets)
-        if at >= node.alarm or at == math.inf:
-            return
-        node.alarm = at
-
-        def ring() -> None:
-            if node.alarm == at and node.alive:
-                node.alarm = math.inf
-                self._keep_up(node)
-                self._arm(node)
-
-        self.at(at, ring)
-
-    def _keep_up(self, node: WorldNode) -> None:
-        for expired in node.store.expire(self.wall):
-            node.own.pop(expired.slot, None)
-            node.schedule.forget(expired.slot)
-        due = node.schedule.due(self.now, buckets=node.table.buckets, peers=(info.peer_id for info in node.table))
-        for index in due.buckets:
-            node.schedule.touched(index, now=self.now)
-            if len(node.table):
-                self.lookup(node, node.table.random_key(index, rng=self.rng), k=self.config.refresh_width)
-        for slot in due.records:
-            node.schedule.published(slot, now=self.now)
-            self._publish(node, node.own[slot])
-        # An empty table's `peers` are due as well, and done.
-        node.schedule.synced(now=self.now)
-        if due.peers and node.role is Role.SERVER:
-            self._sync(node, due.peers)
-
-    def _sync(self, node: WorldNode, peers: Sequence[PeerID]) -> None:
-        owed = debts(
-            node.store.keys(),
-            functools.partial(self._replicas, node),
-            local=node.peer,
-            replicas=self.config.replicas,
-            near=self.config.sharing.near,
-            peers=frozenset(peers),
-        )
-        for peer, keys in owed.items():
-            held = [record for key in keys for record in node.store.records(key, now=self.wall)]
-            unsaid = node.ledger.unsaid(peer, held, now=self.now)
-            self._offer(node, peer, unsaid, left=self.config.sharing.max_given)
-
-    def _replicas(self, node: WorldNode, key: Key, count: int) -> list[PeerInfo]:
-        """The closest that hold replicas; who does, every message says."""
-        found = node.table.closest(key, count)
-        if any(self._routes_only(info.peer_id) for info in found):
-            every = node.table.closest(key, len(node.table))
-            found = [info for info in every if not self._routes_only(info.peer_id)][:count]
-        return found
-
-    def _offer(self, node: WorldNode, peer: PeerID, unsaid: Sequence[Record], *, left: int) -> None:
-        """Offer the first of what it has not spoken about, give it what it wants, and go on with the rest."""
-        page, rest = unsaid[:MAX_OFFER], unsaid[MAX_OFFER:]
-
-        def answered(reply: Reply) -> None:
-            missing = [page[position] for position in reply.wanted if 0 <= position < len(page)]
-            lacking = {record.digest for record in missing}
-            settle([record for record in page if record.digest not in lacking])
-            give(list(batches(missing[:left], max_records=MAX_BATCH, max_bytes=MAX_BATCH_BYTES)), left - len(missing))
-
-        def give(todo: list[tuple[Record, ...]], budget: int) -> None:
-            if not node.alive:
-                return
-            if not todo:
-                if budget < 0 or (rest and budget == 0):
-                    node.schedule.came(peer, now=self.now)  # the rest soon
-                    self._arm(node)
-                elif rest:
-                    self._offer(node, peer, rest, left=budget)
-                return
-            batch = todo[0]
-
-            def stored(reply: Reply) -> None:
-                settle([r for r, verdict in zip(batch, reply.verdicts, strict=False) if verdict not in PASSING])
-                give(todo[1:], budget)
-
-            message = Message("store", key_of_record(batch[0].key), records=batch)
-            self._call(node, peer, message, stored, lambda: None)
-
-        def settle(records: Sequence[Record]) -> None:
-            if peer in node.table:
-                node.ledger.settle(peer, records, incarnation=self.nodes[peer].incarnation, now=self.now)
-
-        def failed() -> None:
-            # Once more at once: a neighbour that is gone shall be replaced within seconds.
-            if peer in node.table:
-                self._call(node, peer, Message("ping", key_of_peer(peer)), lambda reply: None, lambda: None)
-
-        message = Message("offer", key_of_peer(peer), names=tuple(name_of(record) for record in page))
-        self._call(node, peer, message, answered, failed)
-
-    def _keep_joined(self, node: WorldNode) -> None:
-        """Knock at the bootnodes that are missing in the table, for ever."""
-        if not node.alive:
-            return
-        local = key_of_peer(node.peer)
-        near = self.config.routing.bucket_size
-
-        def answered(reply: Reply) -> None:
-            if strangers := unmet(node.table, node.peer, reply.closer, near=near):
-                self._drive(node, near, Message("find", local), None, alpha=self.config.lookup.alpha, seeds=strangers)
-
-        for peer in node.via:
-            if peer not in node.table:
-                self._call(node, peer, Message("find", local), answered, lambda: None)
-        self.after(self._spread(self.config.rejoin_s), lambda: self._keep_joined(node))
-
-    def _spread(self, interval_s: float) -> float:
-        return interval_s * (0.9 + 0.2 * self.rng.random())
-
-    # -- inside: messages --
 
     def _call(
         self,
@@ -549,26 +361,22 @@ class World:
         answered: Callable[[Reply], None],
         failed: Callable[[], None],
     ) -> None:
-        receiver = self.nodes.get(peer)  # none: somebody made it up
+        receiver = self.nodes[peer]
         is_open = True
 
         def deliver() -> None:
-            assert receiver is not None
-            if not receiver.alive:
+            if not receiver.alive or receiver.side != node.side:
                 return
             self._note(message.kind, node, receiver)
             self._heard(receiver, node.info)
-            adversary = self.adversaries.get(peer)
-            if adversary is None:
-                reply = self._answer(receiver, message)
-            else:
-                reply = adversary(receiver, message, functools.partial(self._answer, receiver))
-            self._send(receiver.peer, node.peer, lambda: back(reply))
+            reply = self._answer(receiver, message)
+            if peer in self.adversaries:
+                reply = self.adversaries[peer](receiver, message, reply)
+            self._send(lambda: back(reply))
 
         def back(reply: Reply) -> None:
             nonlocal is_open
-            assert receiver is not None
-            if is_open and node.alive:
+            if is_open and node.alive and receiver.side == node.side:
                 is_open = False
                 self._note("reply", receiver, node)
                 self._heard(node, receiver.info)
@@ -576,83 +384,114 @@ class World:
 
         def give_up() -> None:
             nonlocal is_open
-            if is_open and node.alive:
+            if is_open:
                 is_open = False
-                self._failed(node, peer)
+                if node.table.on_failure(peer):
+                    node.schedule.sync_soon(now=self.now)
                 failed()
 
-        self._send(node.peer, peer, deliver if receiver is not None else None)
+        self._send(deliver)
         self.after(self.config.timeout_s, give_up)
 
-    def _send(self, sender: PeerID, receiver: PeerID, deliver: Callable[[], None] | None) -> None:
+    def _send(self, deliver: Callable[[], None]) -> None:
         self.messages += 1
         latency_s = self.config.latency_s * (0.5 + self.rng.random())
-        is_lost = self.rng.random() < self.config.loss
-        if is_lost or deliver is None:
-            return
-        if self._sides and self._sides.get(sender, 0) != self._sides.get(receiver, 0):
-            return
-        self.after(latency_s, deliver)
+        if self.rng.random() >= self.config.loss:
+            self.after(latency_s, deliver)
 
     def _answer(self, node: WorldNode, message: Message) -> Reply:
-        if message.kind == "offer":
-            if node.role is not Role.SERVER:
-                return Reply()
-            held = node.store
-            return Reply(wanted=wanted(message.names, lambda key: [r.digest for r in held.records(key, now=self.wall)]))
         closer = tuple(node.table.closest(message.target, self.config.routing.bucket_size))
-        if message.records:
-            self.records_sent += len(message.records)
-            return Reply(closer, verdicts=tuple(self._accept(node, record) for record in message.records))
-        if message.key is not None and node.role is Role.SERVER:
+        if message.record is not None:
+            record = message.record
+            try:
+                node.validator.validate(
+                    record,
+                    purpose=Purpose.STORE,
+                    now=self.wall,
+                    is_member=self.nodes.__contains__,
+                    held=node.store,
+                )
+                node.store.put(record, max_per_owner=node.validator.rule(record.key).max_records_per_owner)
+            except RecordRejected as error:
+                return Reply(closer, refused=error.reason)
+            return Reply(closer)
+        if message.digests:
+            return Reply(wanted=tuple(n for n, d in enumerate(message.digests) if not node.store.has_digest(d)))
+        if message.key is not None:
             return Reply(closer, records=node.store.records(message.key, now=self.wall))
         return Reply(closer)
 
-    def _accept(self, node: WorldNode, record: Record) -> str:
-        """The verdict on a record that somebody wants stored."""
-        if node.role is not Role.SERVER:
-            return "not-a-replica"
-        try:
-            node.validator.validate(
-                record, purpose=Purpose.STORE, now=self.wall, is_member=self.nodes.__contains__, held=node.store
-            )
-            node.store.put(record, max_per_owner=node.validator.rule(record.key).max_records_per_owner)
-        except RecordRejected as error:
-            return error.reason
-        return ""
-
-    def _routes_only(self, peer: PeerID) -> bool:
-        node = self.nodes.get(peer)
-        return node is not None and node.role is Role.ROUTING_ONLY
-
-    def _is_shunned(self, node: WorldNode, peer: PeerID) -> bool:
-        return bool(node.shunned) and node.shunned.get(peer, -math.inf) > self.now
-
     def _heard(self, node: WorldNode, info: PeerInfo) -> None:
-        if self._is_shunned(node, info.peer_id):
-            return
-        is_watched = self.config.upkeep is not None and info.peer_id not in node.table
+        is_new = self.config.upkeep and len(node.store) and info.peer_id not in node.table
         ping = node.table.add(info, now=self.now)
-        if is_watched and info.peer_id in node.table:
-            node.schedule.came(info.peer_id, now=self.now)
-            self._arm(node)
         if ping is not None:
             self._ping(node, ping)
+        if is_new and info.peer_id in node.table:
+            local, replicas = key_of_peer(node.info.peer_id), self.config.replicas
+            for key in node.store.keys():  # noqa: SIM118 - the store iterates over records
+                if is_first_to_give(key, info.peer_id, node.table, local=local, replicas=replicas):
+                    for record in node.store.records(key, now=self.wall):
+                        self._give(node, info.peer_id, record)
 
-    def _failed(self, node: WorldNode, peer: PeerID) -> None:
-        if node.table.on_failure(peer):
-            self._gone(node, peer)
+    # -- upkeep --
 
-    def _forget(self, node: WorldNode, peer: PeerID) -> None:
-        node.table.remove(peer)
-        self._gone(node, peer)
+    def _again(self, node: WorldNode, every_s: Callable[[], float], action: Callable[[WorldNode], None]) -> None:
+        def act() -> None:
+            if node.alive:
+                action(node)
+                self._again(node, every_s, action)
 
-    def _gone(self, node: WorldNode, peer: PeerID) -> None:
-        """A peer lost its place in the table: if it held records with us, others must."""
-        if peer in node.ledger:
-            node.ledger.forget(peer)
-            node.schedule.lost(now=self.now)
-            self._arm(node)
+        self.after(every_s() * (0.9 + 0.2 * self.rng.random()), act)
+
+    def _keep_up(self, node: WorldNode) -> None:
+        due = node.schedule.due(self.now, buckets=node.table.buckets)
+        for index in due.buckets:
+            node.schedule.touched(index, now=self.now)
+            if len(node.table):
+                self.lookup(node, node.table.random_key(index, rng=self.rng), k=self.config.refresh_width)
+        for slot in due.records:
+            record = node.own.get(slot)
+            if record is None or record.is_expired(self.wall):
+                node.own.pop(slot, None)
+                node.schedule.forget(slot)
+            else:
+                node.schedule.published(slot, now=self.now)
+                self.send_out(node, record)
+        if due.sync:
+            node.schedule.synced(now=self.now)
+            owing = owed(node.store.keys(), node.table, replicas=self.config.replicas)
+            for info, keys in by_peer(owing).items():
+                self._offer(node, info.peer_id, keys)
+
+    def _offer(self, node: WorldNode, peer: PeerID, keys: Sequence[bytes]) -> None:
+        records = [record for key in keys for record in node.store.records(key, now=self.wall)]
+        for start in range(0, len(records), MAX_OFFER):
+            batch = records[start : start + MAX_OFFER]
+
+            def answered(reply: Reply, batch: Sequence[Record] = batch) -> None:
+                for place in reply.wanted:
+                    if place < len(batch):
+                        self._give(node, peer, batch[place])
+
+            message = Message("offer", key_of_peer(peer), digests=tuple(record.digest for record in batch))
+            self._call(node, peer, message, answered, lambda: self._ping(node, Ping(self.nodes[peer].info)))
+
+    def _give(self, node: WorldNode, peer: PeerID, record: Record) -> None:
+        message = Message("store", key_of_record(record.key), record=record)
+        self._call(node, peer, message, lambda reply: None, lambda: None)
+
+    def _rejoin(self, node: WorldNode) -> None:
+        """Bootnodes that are not in the table are asked again; whoever answers leads to the rest of the network."""
+        for peer in node.via:
+            if peer not in node.table:
+                message = Message("find", key_of_peer(node.info.peer_id))
+                self._call(node, peer, message, lambda reply: self._look_for_itself(node), lambda: None)
+
+    def _look_for_itself(self, node: WorldNode) -> None:
+        self.lookup(node, key_of_peer(node.info.peer_id))
+
+    def _expire(self, node: WorldNode) -> None:
+        node.store.expire(self.wall)
 
     def _ping(self, node: WorldNode, ping: Ping) -> None:
         peer = ping.info.peer_id

@@ -20,7 +20,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def begin(*argv: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mesh.cli", "dht", "--no_blockchain_rpc", "--new_swarm", "--json", *argv],
+            [
+                sys.executable,
+                "-m",
+                "mesh.cli",
+                "dht",
+                "bootnode",
+                "--no_blockchain_rpc",
+                "--new_swarm",
+                "--json",
+                *argv,
+            ],
             cwd=Path(__file__).parent.parent.parent,
             env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
             stdout=subprocess.PIPE,

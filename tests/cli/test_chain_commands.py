@@ -113,7 +113,7 @@ def test_one_hotkey_one_process_and_one_port(chain: Chain, subnet: str) -> None:
         assert second.returncode == 1
         assert "already used" in second.stderr
         address = ready["addresses"][0].partition("/p2p/")[0]
-        third = chain.mesh("dht", "--new-swarm", "--host_maddrs", address)
+        third = chain.mesh("dht", "bootnode", "--new-swarm", "--host_maddrs", address)
         assert third.returncode == 1
         assert address in third.stderr
         assert "Traceback" not in third.stderr

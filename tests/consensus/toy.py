@@ -53,7 +53,16 @@ class ToySubnet:
         self.bonus = 0
 
     def rules(self, config: Any) -> Sequence[NamespaceRule]:
-        return [NamespaceRule("note", schema=Note, max_value_bytes=1024, max_ttl_s=86_400.0, predicate=window(0, 18))]
+        return [
+            NamespaceRule(
+                "note",
+                schema=Note,
+                max_value_bytes=1024,
+                max_ttl_s=86_400.0,
+                predicate=window(0, 18),
+                is_evidence=True,
+            )
+        ]
 
     def evidence_keys(self, epoch: int) -> Sequence[bytes]:
         return [note_key(epoch)]

@@ -15,6 +15,7 @@ from mesh.dht import DHT, DhtConfig, Role
 from mesh.identity import PeerKey
 from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import BlockPosition, NamespaceRule, pack_value, window
+from mesh.offload import inline
 from mesh.peer import PeerID, PeerInfo
 from mesh.rpc.rpc import Rpc
 from mesh.testing.network import SimNetwork, SimNode
@@ -46,7 +47,13 @@ class Node:
     """One DHT node and what stands under it."""
 
     def __init__(
-        self, cluster: Cluster, key: PeerKey, role: Role, state_path: Path | None, kind: type[DHT] = DHT
+        self,
+        cluster: Cluster,
+        key: PeerKey,
+        role: Role,
+        state_path: Path | None,
+        kind: type[DHT] = DHT,
+        records_path: Path | None = None,
     ) -> None:
         self.key = key
         self.id = key.peer_id
@@ -64,6 +71,8 @@ class Node:
             clock=cluster.clock,
             rng=random.Random(key.public_key_pb),
             state_path=state_path,
+            records_path=records_path,
+            offload=inline,
         )
         self.scope: trio.CancelScope | None = None
 
@@ -115,9 +124,10 @@ class Cluster:
         role: Role = Role.SERVER,
         state_path: Path | None = None,
         kind: type[DHT] = DHT,
+        records_path: Path | None = None,
     ) -> Node:
         key = PeerKey.dev(label or f"node-{len(self.nodes)}")
-        node = Node(self, key, role, state_path, kind)
+        node = Node(self, key, role, state_path, kind, records_path)
         bootstrap = [n.info for n in self.nodes[:1]]
         self.nodes.append(node)
         await self.nursery.start(node.run, bootstrap)

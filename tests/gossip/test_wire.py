@@ -9,8 +9,8 @@ from libp2p.pubsub.validators import signature_validator
 from mesh.errors import RemoteProtocolError
 from mesh.gossip.wire import (
     MAX_IDS,
+    MAX_RPC_BYTES,
     MAX_SUBSCRIPTIONS,
-    FrameReader,
     IHave,
     Prune,
     RawMessage,
@@ -22,6 +22,7 @@ from mesh.gossip.wire import (
     sign,
 )
 from mesh.identity import KeyType, PeerKey
+from mesh.protobuf import FrameReader
 
 topics = st.text(max_size=24)
 ids = st.binary(max_size=52)
@@ -53,7 +54,7 @@ def test_what_is_encoded_is_read_back(rpc: Rpc) -> None:
 @given(st.lists(rpcs, max_size=4), st.integers(1, 40))
 def test_frames_are_cut_wherever_the_stream_is(sent: list[Rpc], step: int) -> None:
     stream = b"".join(map(frame, sent))
-    reader = FrameReader()
+    reader = FrameReader(MAX_RPC_BYTES)
     got = [decode(body) for at in range(0, len(stream), step) for body in reader.feed(stream[at : at + step])]
     assert got == sent
 

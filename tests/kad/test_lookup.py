@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.kad.key import Key
 from mesh.kad.lookup import Counts, Lookup, LookupConfig, simple_lookup
-from mesh.peer import PeerID
+from mesh.kad.patience import Patience, PatienceConfig
+from mesh.peer import PeerID, PeerInfo
 from tests.kad.small import info, numbers, peer, place
 
 
@@ -45,7 +47,7 @@ def test_the_dead_are_replaced_by_the_next_closest() -> None:
 
 
 def test_a_slow_peer_holds_nothing_up_but_its_late_answer_counts() -> None:
-    config = LookupConfig(alpha=1, first_patience_s=1.0)
+    config = LookupConfig(alpha=1)
     search = lookup(0, 1, [1, 2], config=config)
     assert numbers(search.next_requests(0.0)) == [1]
     assert search.wake_at() == 1.0
@@ -58,16 +60,36 @@ def test_a_slow_peer_holds_nothing_up_but_its_late_answer_counts() -> None:
 
 
 def test_patience_adapts_to_round_trips() -> None:
-    config = LookupConfig(first_patience_s=5.0, min_patience_s=0.01, patience_rtts=3.0)
-    search = lookup(0, 3, [1, 2, 3], config=config)
+    patience = Patience(PatienceConfig(first_s=5.0, min_s=0.01, max_s=9.0))
+    search = lookup(0, 3, [1, 2, 3], patience=patience)
     search.next_requests(0.0)
-    assert search.patience_s == 5.0
+    assert search.wake_at() == 5.0
     search.on_response(peer(1), [], now=0.1)
-    assert abs(search.patience_s - 0.3) < 1e-9
+    assert search.wake_at() == pytest.approx(0.3)  # 0.1 and four deviations of half that
     assert search.next_requests(0.31) == []
     assert search.stats.slow == 2
     assert search.finished
     assert search.unanswered() == [peer(2), peer(3)]
+
+
+def test_how_many_answers_led_to_the_closest_is_counted() -> None:
+    search = lookup(0, 1, [8])
+    assert search.hops == 0
+    for asked, named in ((8, 4), (4, 2), (2, 9)):
+        assert numbers(search.next_requests(0.0)) == [asked]
+        search.on_response(peer(asked), [info(named)], now=0.0)
+    search.next_requests(0.0)
+    assert search.finished
+    assert search.hops == 3
+
+
+def test_the_nearest_that_has_nothing_is_named() -> None:
+    search = lookup(0, 3, [1, 2, 3])
+    for asked in search.next_requests(0.0):
+        search.on_response(asked.peer_id, [], now=0.0)
+    assert search.nearest_without(set()) == info(1)
+    assert search.nearest_without({peer(1), peer(2)}) == info(3)
+    assert search.nearest_without({peer(1), peer(2), peer(3)}) is None
 
 
 def test_who_only_routes_is_no_result() -> None:
@@ -149,3 +171,122 @@ def test_it_finds_what_the_reference_finds(seed: int, nodes: int, k: int, alpha:
     for theirs, ours in zip(expected, found, strict=False):
         assert place(ours.peer_id) ^ target <= place(theirs) ^ target
     assert len(found) >= len(expected)
+
+
+# --- disjoint paths ---
+
+
+def test_a_path_learns_only_from_whom_it_asked_and_a_peer_is_asked_once() -> None:
+    search = lookup(0, 2, [10, 11], config=LookupConfig(paths=2, alpha=2))
+    assert numbers(search.next_requests(0.0)) == [10, 11]
+    search.on_response(peer(10), [info(1), info(2)], now=0.0)
+    assert numbers(search.next_requests(0.0)) == [1]
+    search.on_response(peer(11), [info(1), info(3)], now=0.0)  # 1 is asked by the other path already
+    assert numbers(search.next_requests(0.0)) == [3]
+    search.on_response(peer(1), [], now=0.0)
+    assert numbers(search.next_requests(0.0)) == [2]
+    for asked in (2, 3):
+        search.on_response(peer(asked), [], now=0.0)
+    search.next_requests(0.0)
+    assert search.finished
+    assert numbers(search.closest(4)) == [1, 2, 3, 10]
+
+
+def test_naming_every_honest_peer_first_keeps_none_from_the_other_path() -> None:
+    """The first answer names everybody there is and its accomplices, which are closer; honest peers belong to whom asks
+    them, so the second path still finds the closest of them."""
+    accomplices, honest = list(range(20)), list(range(32, 48))
+    search = lookup(0, 3, [200, 201], config=LookupConfig(paths=2, alpha=4))
+    search.next_requests(0.0)
+    search.on_response(peer(200), [info(n) for n in (*accomplices[:10], *honest[:10])], now=0.0)
+    search.on_response(peer(201), [info(n) for n in honest], now=0.0)
+    while not search.finished:
+        for asked in search.next_requests(0.0):
+            search.on_response(
+                asked.peer_id, [info(n) for n in accomplices] if asked in map(info, accomplices) else [], now=0.0
+            )
+    answered = set(numbers(search.closest(100)))
+    assert {32, 33, 34} <= answered
+
+
+def byzantine_success(paths: int, *, nodes: int = 200, lookups: int = 200) -> float:
+    """Part of the lookups that hear of the closest honest peer although a fifth of the peers lie: they name only their
+    own kind, nobody, or made-up peers near the target that never answer."""
+    rng = random.Random(7)
+    space = 2**32
+    everybody = rng.sample(range(space), nodes)
+    liars = set(rng.sample(everybody, nodes // 5))
+    honest = [number for number in everybody if number not in liars]
+    tables = {
+        number: sorted(rng.sample(everybody, 60), key=lambda other: number ^ other)[:20] + rng.sample(everybody, 20)
+        for number in everybody
+    }
+    found = 0
+    for _ in range(lookups):
+        target = rng.randrange(space)
+        search = Lookup(Key(target), 6, config=LookupConfig(paths=paths, alpha=6), place=wide_place)
+        search.start([wide(number) for number in sorted(rng.sample(everybody, 20), key=lambda n: n ^ target)])
+        kinds = {liar: rng.randrange(3) for liar in sorted(liars)}
+        while not search.finished:
+            for asked in search.next_requests(0.0):
+                number = wide_place(asked.peer_id)
+                if number in liars:
+                    if kinds[number] == 0:
+                        named = sorted(liars, key=lambda n: n ^ target)[:20]
+                    else:
+                        named = [] if kinds[number] == 1 else [target ^ bits for bits in range(1, 21)]
+                    search.on_response(asked.peer_id, [wide(n) for n in named], now=0.0)
+                elif number in tables:
+                    near = sorted(tables[number], key=lambda n: n ^ target)[:20]
+                    search.on_response(asked.peer_id, [wide(n) for n in near], now=0.0)
+                else:
+                    search.on_failure(asked.peer_id)
+        closest = min(honest, key=lambda n: n ^ target)
+        found += wide(closest) in search.closest(200)
+    return found / lookups
+
+
+def wide(number: int) -> PeerInfo:
+    return PeerInfo(PeerID(b"\x00\x04" + number.to_bytes(4, "big")))
+
+
+def wide_place(who: PeerID) -> Key:
+    return Key(int.from_bytes(who.multihash[2:], "big"))
+
+
+def test_disjoint_paths_get_past_liars_that_one_path_falls_for() -> None:
+    one, three = byzantine_success(1), byzantine_success(3)
+    assert three >= 0.99
+    assert one < three
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5))
+def test_whatever_answers_come_the_bounds_hold(seed: int, paths: int, k: int, alpha: int) -> None:
+    rng = random.Random(seed)
+    config = LookupConfig(paths=paths, alpha=alpha, max_candidates=20, max_requests=60)
+    search = lookup(rng.randrange(256), k, rng.sample(range(256), 5), local=peer(0), config=config)
+    asked: list[int] = []
+    waiting: set[int] = set()
+    now = 0.0
+    for _ in range(500):
+        new = numbers(search.next_requests(now))
+        asked += new
+        waiting |= set(new)
+        if search.finished:
+            break
+        assert len(search._waiting) <= max(alpha, paths)
+        action = rng.randrange(4)
+        number = rng.choice([*sorted(waiting), rng.randrange(256)])
+        if action == 0:
+            search.on_failure(peer(number))
+        elif action == 1:
+            now = max(now, search.wake_at() or now)
+        else:
+            search.on_response(peer(number), [info(rng.randrange(256)) for _ in range(rng.randrange(50))], now=now)
+            waiting.discard(number)
+        now += 0.01
+    assert search.finished
+    assert len(asked) == len(set(asked)) <= 60
+    assert 0 not in asked
+    assert len(search._known) <= 20 * paths

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from mesh.kad.key import Key, common_prefix_length
+from mesh.kad.key import Key
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable, ip_group
 from mesh.peer import Multiaddr
 from tests.kad.small import info, numbers, peer, place
@@ -76,6 +72,36 @@ def test_one_network_cannot_fill_a_bucket() -> None:
     assert str(routes.closest(Key(0x90), 1)[0].addrs[0]) == "/ip4/198.51.100.1/tcp/1"
 
 
+def test_a_network_of_one_address_group_still_knows_its_neighbours() -> None:
+    """Else its nodes would fill the group's share of the only bucket and refuse all others, near or far."""
+    routes = table(bucket_size=8, max_per_ip_group=2)
+    for number in range(255, 0, -1):  # the farthest first
+        routes.add(info(number, f"/ip4/203.0.113.{number}/tcp/1"), now=0.0)
+    assert numbers(routes.closest(Key(0), 5)) == [1, 2, 3, 6, 7]
+    assert [len(routes.bucket_peers(index)) for index in range(8)] == [2, 2, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_group_has_a_share_of_the_table_however_deep_it_is_made() -> None:
+    routes = table(bucket_size=4, max_per_ip_group=2, max_per_ip_group_in_table=5)
+    near = [0x80, 0x81, 0x40, 0x41, 0x20, 0x21, 0x10, 0x11]
+    for number in near:
+        routes.add(info(number, f"/ip4/203.0.113.{number}/tcp/1"), now=0.0)
+    assert len(routes) == 5
+    depth = routes.buckets
+    for number in range(1, 16):
+        routes.add(info(number, f"/ip4/203.0.113.{number}/tcp/1"), now=0.0)
+    assert routes.buckets == depth  # nor do refused ones make it deeper
+    for number in (0x10, 0x11):
+        routes.add(info(number, f"/ip4/198.51.100.{number}/tcp/1"), now=0.0)
+    assert len(routes) == 7
+    routes.remove(peer(0x80))
+    routes.add(info(0x08, "/ip4/203.0.113.8/tcp/1"), now=0.0)  # its place is free for its group
+    assert peer(0x08) in routes
+    # Nor by moving into the group once inside.
+    routes.add(info(0x10, "/ip4/203.0.113.16/tcp/1"), now=1.0)
+    assert str(routes.closest(Key(0x10), 1)[0].addrs[0]) == "/ip4/198.51.100.16/tcp/1"
+
+
 def test_loopback_is_one_machine_and_exempt() -> None:
     routes = table(bucket_size=4, max_per_ip_group=1)
     for number in range(0x80, 0x84):
@@ -95,61 +121,3 @@ def test_the_table_never_holds_its_owner() -> None:
     routes = table(5)
     routes.add(info(5), now=0.0)
     assert len(routes) == 0
-
-
-class TableMachine(RuleBasedStateMachine):
-    """Any history of hearing, failing and leaving."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.local = 0b0101_1010
-        self.now = 0.0
-        self.table = RoutingTable(
-            Key(self.local),
-            config=RoutingConfig(bucket_size=3, replacements=2, max_per_ip_group=2, quiet_s=1.0),
-            place=place,
-            bits=8,
-        )
-        self.heard: set[int] = set()
-
-    @rule(number=st.integers(0, 255), group=st.sampled_from(["127.0.0.1", "203.0.113.1", "198.51.100.1", None]))
-    def hear(self, number: int, group: str | None) -> None:
-        self.now += 0.7
-        self.heard.add(number)
-        ping = self.table.add(info(number, group and f"/ip4/{group}/tcp/1"), now=self.now)
-        assert ping is None or ping.info.peer_id in self.table
-
-    @precondition(lambda self: len(self.table))
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
-        victim = data.draw(st.sampled_from(list(self.table)))
-        gone = self.table.on_failure(victim.peer_id)
-        assert gone == (victim.peer_id not in self.table)
-
-    @rule(number=st.integers(0, 255))
-    def leave(self, number: int) -> None:
-        self.table.remove(peer(number))
-        assert peer(number) not in self.table
-
-    @invariant()
-    def peers_are_in_their_buckets_within_bounds(self) -> None:
-        for index in range(self.table.buckets):
-            peers = self.table.bucket_peers(index)
-            assert len(peers) <= 3
-            groups = [g for g in (ip_group(p.addrs) for p in peers) if g is not None]
-            assert all(groups.count(group) <= 2 for group in groups)
-            for number in numbers(peers):
-                prefix = common_prefix_length(Key(self.local), Key(number), 8)
-                assert prefix == index or (index == self.table.buckets - 1 and prefix >= index)
-        assert set(numbers(tuple(self.table))) <= self.heard - {self.local}
-
-    @invariant()
-    def closest_is_what_sorting_all_gives(self) -> None:
-        everybody = numbers(tuple(self.table))
-        for target in (0, self.local, 0b0101_0101, 0xFF):
-            expected = sorted(everybody, key=lambda number: number ^ target)[:4]
-            assert numbers(self.table.closest(Key(target), 4)) == expected
-
-
-TestTable = TableMachine.TestCase
-TestTable.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)

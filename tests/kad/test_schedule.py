@@ -45,3 +45,20 @@ def test_nodes_started_together_do_not_work_together() -> None:
         schedule.touched(0, now=0.0)
         times.add(schedule.next_at(0.0, buckets=1))
     assert len(times) == 10
+
+
+def test_offers_are_due_in_rounds_and_soon_after_a_loss() -> None:
+    schedule = Schedule(ScheduleConfig(sync_s=60.0, sync_soon_s=5.0), rng=random.Random(1))
+    schedule.sync_soon(now=0.0)
+    assert not schedule.due(1000.0, buckets=0).sync  # nobody has begun to sync
+    schedule.synced(now=0.0)
+    assert not schedule.due(50.0, buckets=0).sync
+    assert schedule.due(66.1, buckets=0).sync
+    assert 54.0 <= schedule.next_at(0.0, buckets=0) <= 66.0
+    schedule.sync_soon(now=10.0)
+    assert not schedule.due(14.0, buckets=0).sync
+    assert schedule.due(15.6, buckets=0).sync
+    schedule.sync_soon(now=15.0)  # a second loss does not put it off
+    assert schedule.due(15.6, buckets=0).sync
+    schedule.synced(now=15.6)
+    assert not schedule.due(60.0, buckets=0).sync

@@ -90,12 +90,12 @@ def test_two_values_for_one_seq_are_kept_as_proof_whichever_wins() -> None:
     held.check(one, max_per_owner=8)  # let through, so that its signature is checked
     with pytest.raises(RecordRejected, match="proof"):
         held.put(one, max_per_owner=8)
-    assert held.proofs == (Equivocation(two, one),)
+    assert held.proofs == (Equivocation.of(two, one),)
     assert held.records(b"k/1", now=NOW) == (two,)
     assert refusal(held, record(value=b"third")) == "older" or held.held(two.slot) != two
     other = store()
     put(other, one, two)
-    assert other.proofs == (Equivocation(one, two),)
+    assert other.proofs == (Equivocation.of(one, two),)
     assert other.records(b"k/1", now=NOW) == (two,)
 
 

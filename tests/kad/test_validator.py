@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 
@@ -13,16 +14,21 @@ from pydantic import BaseModel
 from mesh.errors import ConfigError, LocalProtocolError, RecordRejected
 from mesh.identity import PeerKey, is_signature
 from mesh.kad.key import key_of_peer
+from mesh.kad.quota import NamespaceQuota, Quota
 from mesh.kad.rate import RateConfig, SenderRates
 from mesh.kad.record import Record, sign_record
-from mesh.kad.store import RecordStore
+from mesh.kad.store import RecordStore, StoreConfig
 from mesh.kad.validator import (
+    OTHER,
+    REASONS,
     BlockPosition,
     NamespaceRule,
     Purpose,
     RecordValidator,
     ValidatorConfig,
     epoch_of,
+    no_backdating,
+    once_per_epoch,
     pack_value,
     unpack_value,
     window,
@@ -242,7 +248,7 @@ def test_explain_runs_every_check() -> None:
     record = dataclasses.replace(signed(b"claim/5/a", b"\xff", key=BOB, subnet_id=9), signature=b"x")
     lines = [str(v) for v in validator().explain(record, now=NOW + 999, member=False, position=None)]
     assert [line.split(":")[0] for line in lines] == [
-        "size", "namespace", "expiry", "window", "membership", "quota", "schema", "predicate", "signature"
+        "size", "namespace", "expiry", "seq", "window", "membership", "quota", "schema", "predicate", "signature"
     ]  # fmt: skip
     refused = [line for line in lines if "REFUSED" in line]
     assert len(refused) == 7
@@ -257,6 +263,216 @@ def test_rules_are_checked() -> None:
     for wrong in ({"namespace": "A/b"}, {"namespace": ""}, {"max_value_bytes": 10**9}, {"max_ttl_s": 0.0}):
         with pytest.raises(ConfigError):
             NamespaceRule(**{"namespace": "x", **wrong})  # type: ignore[arg-type]
+
+
+# --- what a bad signature costs, and whom ---
+
+
+def forged(number: int, name: bytes = b"raw/a") -> Record:
+    return dataclasses.replace(signed(name, seq=number + 1), signature=b"\x01" * 64)
+
+
+def offer(by: RecordValidator, record: Record, sender: PeerID, now: float) -> str:
+    """The reason of the refusal, or nothing."""
+    try:
+        by.validate(record, purpose=Purpose.STORE, now=now, is_member=lambda peer: True, sender=sender)
+    except RecordRejected as error:
+        return error.reason
+    return ""
+
+
+def test_a_sender_whose_signatures_fail_is_refused_outright_for_a_time() -> None:
+    verify = Counting()
+    by = validator(verify, rate={"max_failures": 3, "refuse_s": 30.0})
+    reasons = [offer(by, forged(n), BOB.peer_id, NOW) for n in range(5)]
+    assert reasons == ["signature"] * 3 + ["rate"] * 2
+    assert offer(by, signed(), BOB.peer_id, NOW + 29) == "rate"  # good ones, too
+    with pytest.raises(RecordRejected, match="rate"):
+        by.check_sender(BOB.peer_id, now=NOW + 29)
+    by.check_sender(ALICE.peer_id, now=NOW + 29)
+    assert verify.calls == 3
+    assert offer(by, signed(), BOB.peer_id, NOW + 31) == ""
+    assert by.refused["signature"] == 3
+    assert by.refused["rate"] == 3
+
+
+def test_who_cannot_pay_for_a_failure_is_refused_sooner() -> None:
+    by = validator(rate={"burst_records": 10, "records_per_s": 1, "failure_cost": 6, "max_failures": 100})
+    assert [offer(by, forged(n), BOB.peer_id, NOW) for n in range(3)] == ["signature", "signature", "rate"]
+
+
+def test_eight_thousand_bad_signatures_per_second_of_one_sender_are_few_checks() -> None:
+    """By count, not by clock: over 20 s, the checks are a handful; without the penalty they are its rate."""
+    for cost, most in ((50.0, 8), (0.0, 20 * 100 + 500)):
+        verify = Counting()
+        rate = {"failure_cost": cost} if cost else {"failure_cost": 0.0, "max_failures": 10**9}
+        by = validator(verify, rate=rate)
+        bad = forged(0)
+        for tick in range(20 * 800):  # each stands for ten, of which nine are refused by the same rule
+            offer(by, bad, BOB.peer_id, NOW + tick / 800)
+        assert 0 < verify.calls <= most
+        assert by.refused["signature"] == verify.calls
+
+
+def test_a_thousand_senders_share_one_budget_and_do_not_keep_out_those_that_proved_good() -> None:
+    verify = Counting()
+    by = validator(verify, rate={"checks_per_s": 200.0, "unproven_share": 0.25, "max_failures": 100})
+    senders = [PeerID(b"\x00\x04" + number.to_bytes(4, "big")) for number in range(1000)]
+    assert offer(by, signed(b"open/x"), ALICE.peer_id, NOW) == ""
+    for second in range(5):
+        for number, sender in enumerate(senders):
+            offer(by, forged(number), sender, NOW + second)
+        # One that is known is served in every second of it; one that is not has to wait.
+        assert offer(by, signed(b"open/x", seq=2 + second), ALICE.peer_id, NOW + second) == ""
+        assert offer(by, signed(b"open/y", seq=2 + second), BOB.peer_id, NOW + second) == "rate"
+    assert verify.calls <= 6 + 50 + 4 * 50  # the burst is one second's worth
+    assert offer(by, signed(b"open/y", seq=99), BOB.peer_id, NOW + 10) == ""
+
+
+def test_a_proven_sender_that_fails_is_unproven_again_and_none_exceeds_the_whole_budget() -> None:
+    rates = SenderRates(RateConfig(checks_per_s=4.0, unproven_share=0.25))
+    rates.on_good(ALICE.peer_id)
+    for _ in range(4):
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW)
+    with pytest.raises(RecordRejected, match="4 signatures/s"):
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW)
+    rates.spend_check(ALICE.peer_id, key_bytes=1067, now=NOW + 5)  # the largest RSA key takes four of them
+    with pytest.raises(RecordRejected, match="4 signatures/s"):
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW + 5)
+    rates.on_bad(ALICE.peer_id, now=NOW + 10)
+    rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW + 10)
+    with pytest.raises(RecordRejected, match="new to it"):
+        rates.spend_check(ALICE.peer_id, key_bytes=36, now=NOW + 10)
+
+
+def test_what_is_refused_before_the_signature_costs_none() -> None:
+    verify = Counting()
+    by = validator(verify)
+    for number in range(1000):
+        for record in (forged(number, b"nope/x"), forged(number, b"claim/5/a"), forged(number, b"raw/" + b"x" * 99)):
+            offer(by, dataclasses.replace(record, subnet_id=2), BOB.peer_id, NOW + number)
+    assert verify.calls == 0
+
+
+def test_a_sender_is_charged_at_a_time() -> None:
+    with pytest.raises(ValueError, match="now"):
+        validator().check_content(signed(), purpose=Purpose.STORE, member=True, sender=BOB.peer_id)
+
+
+def test_refusals_are_counted_under_few_names() -> None:
+    by = validator()
+    position = BlockPosition(110, 5, 10, 20)
+    even = signed(b"claim/5/a", pack_value(Claim(name="a", score=2)))
+    for record in (even, even, signed(b"nope/x"), signed(subnet_id=7), signed()):
+        with contextlib.suppress(RecordRejected):
+            check(record, by=by, position=position)
+    by.explain(signed(b"nope/x"), now=NOW, member=True)
+    assert {reason: count for reason, count in by.refused.items() if count} == {
+        OTHER: 2, "namespace": 1, "subnet": 1
+    }  # fmt: skip
+    assert set(by.refused) == {*REASONS, OTHER}
+
+
+# --- seqs, quotas and places ---
+
+
+def test_a_seq_far_ahead_is_refused_when_storing_only() -> None:
+    ahead = int((NOW + 3599) * 1000)
+    check(signed(seq=ahead))
+    for seq in (ahead + 2000, 2**64 - 1):
+        with pytest.raises(RecordRejected, match="future"):
+            check(signed(seq=seq))
+        check(signed(seq=seq), purpose=Purpose.READ)
+
+
+def test_a_namespace_has_a_quota_in_all_and_by_owner() -> None:
+    per_owner, in_all = Quota(max_records=2), Quota(max_records=3, max_bytes=10_000)
+    rule = NamespaceRule("q", max_ttl_s=100.0, members_only=False, quota=NamespaceQuota(in_all, per_owner))
+    by = RecordValidator([rule], subnet_id=1, genesis=GENESIS)
+    store = RecordStore(key_of_peer(ALICE.peer_id))
+
+    def place(record: Record) -> str:
+        try:
+            check(record, by=by, held=store)
+            store.put(record, max_per_owner=9, quota=rule.quota)
+        except RecordRejected as error:
+            return error.reason
+        return ""
+
+    assert [place(signed(b"q/%d" % n)) for n in range(3)] == ["", "", "quota"]
+    assert place(signed(b"q/1", seq=2)) == ""  # a newer one takes no other place
+    assert place(signed(b"q/1", key=BOB, value=b"x" * 10_000)) == "quota"
+    assert place(signed(b"q/1", key=BOB)) == ""
+    assert place(signed(b"q/2", key=BOB)) == "quota"
+    store.expire(NOW + 1000)
+    assert place(signed(b"q/2", key=BOB)) == ""
+
+
+def test_one_peer_cannot_make_us_hold_more_than_its_share() -> None:
+    store = RecordStore(key_of_peer(ALICE.peer_id), StoreConfig(max_records=8, max_sender_share=0.25))
+    owners = [PeerKey.dev(f"o{n}") for n in range(4)]
+    for number in range(2):
+        store.put(signed(b"raw/%d" % number, key=owners[number]), max_per_owner=2, sender=BOB.peer_id)
+    third = signed(b"raw/3", key=owners[3])
+    with pytest.raises(RecordRejected, match=r"sender .* at most 2 records"):
+        store.check(third, max_per_owner=2, sender=BOB.peer_id)
+    store.put(third, max_per_owner=2, sender=ALICE.peer_id)
+    # Once another sender brings a newer one, it counts on that one's share.
+    store.put(signed(b"raw/0", key=owners[0], seq=2), max_per_owner=2, sender=ALICE.peer_id)
+    store.put(signed(b"raw/4", key=owners[2]), max_per_owner=2, sender=BOB.peer_id)
+
+
+def test_once_per_epoch_whatever_the_spelling() -> None:
+    rule = NamespaceRule("once", max_ttl_s=100.0, predicate=once_per_epoch())
+    by = RecordValidator([rule], subnet_id=1, genesis=GENESIS)
+    check(signed(b"once/5"), by=by)
+    check(signed(b"once/5", b"", tombstone=True), by=by)
+    for tombstone in (False, True):
+        for name, subkey in (
+            (b"once/05", b""),
+            (b"once/5/", b""),
+            (b"once/5/a", b""),
+            (b"once/x", b""),
+            (b"once/5", b"s"),
+        ):
+            with pytest.raises(RecordRejected, match=r"key|subkey"):
+                check(signed(name, b"", subkey=subkey, tombstone=tombstone), by=by)
+
+
+@pytest.mark.parametrize(
+    ("block", "seq_s", "reason"),
+    [
+        (110, 0.0, None),
+        (110, -100.0, None),  # 10 blocks of 6 s, half as much again, and the clocks' 10 s
+        (110, -101.0, "backdated"),
+        (98, 0.0, None),  # within the slack in blocks before it begins
+        (98, -11.0, "backdated"),
+        (97, 0.0, "window"),
+        (141, -300.0, None),
+        (142, 0.0, "window"),  # the epoch and one more are over, and two blocks
+    ],
+)
+def test_no_backdating(block: int, seq_s: float, reason: str | None) -> None:
+    """Epoch 5 of 20 blocks begins at block 100."""
+    rule = NamespaceRule("when", max_ttl_s=100.0, predicate=no_backdating(later=1))
+    by = RecordValidator([rule], subnet_id=1, genesis=GENESIS)
+    record = signed(b"when/5/a", seq=int((NOW + seq_s) * 1000))
+    position = BlockPosition(block, block // 20, block % 20, 20)
+    if reason is None:
+        check(record, by=by, position=position)
+    else:
+        with pytest.raises(RecordRejected) as caught:
+            check(record, by=by, position=position)
+        assert caught.value.reason == reason
+    check(record, by=by, purpose=Purpose.READ, position=position)
+    with pytest.raises(RecordRejected, match="window"):
+        check(record, by=by, position=None)
+
+
+def test_no_backdating_is_configured_sensibly() -> None:
+    for wrong in ({"later": -1}, {"block_s": 0.0}, {"slack": -1}, {"slack_s": -1.0}):
+        with pytest.raises(ConfigError):
+            no_backdating(**wrong)  # type: ignore[arg-type]
 
 
 # --- values ---

@@ -10,8 +10,10 @@ from mesh.errors import RemoteProtocolError
 from mesh.identity import PeerKey
 from mesh.kad.wire import (
     MAX_ADDRS,
+    MAX_QUERIES,
     FindReply,
     FindRequest,
+    Query,
     Role,
     StoreReply,
     StoreRequest,
@@ -63,8 +65,8 @@ def test_random_bytes_are_no_addresses_and_no_error(raws: list[bytes]) -> None:
 
 def test_peers_are_parsed_once_without_ourselves() -> None:
     info = PeerInfo(OTHER, (Multiaddr("/ip4/198.51.100.7/tcp/1"),))
-    raws = raw_peers([info, LOCAL, info])
-    assert parse_peers(raws, local=LOCAL) == (info,)
+    raws = raw_peers([info, LOCAL])
+    assert parse_peers(raws, local=LOCAL) == (info, None)
     with pytest.raises(RemoteProtocolError):
         parse_peers([(b"\x12\x20short", ())], local=LOCAL)
 
@@ -84,9 +86,18 @@ def test_random_bytes_are_a_protocol_error(model: type[FindRequest], data: bytes
 
 
 def test_messages_have_bounds() -> None:
-    request = FindRequest(role=Role.SERVER, addrs=(), target=b"\x00" * 32)
+    request = FindRequest(role=Role.SERVER, addrs=(), queries=(Query(target=b"\x00" * 32),))
     assert unpack(FindRequest, pack(request)) == request
-    for wrong in ({"target": b"short"}, {"addrs": (b"a",) * (MAX_ADDRS + 1)}, {"addrs": (b"a" * 257,)}, {"key": b""}):
+    for wrong in (
+        {"queries": (Query.model_construct(target=b"short"),)},
+        {"queries": (Query.model_construct(key=b""),)},
+        {"queries": (Query.model_construct(key=b"a", target=b"\x00" * 32),)},
+        {"queries": (Query.model_construct(),)},
+        {"queries": ()},
+        {"queries": request.queries * (MAX_QUERIES + 1)},
+        {"addrs": (b"a",) * (MAX_ADDRS + 1)},
+        {"addrs": (b"a" * 257,)},
+    ):
         body = pack(request.model_copy(update=wrong))
         with pytest.raises(RemoteProtocolError):
             unpack(FindRequest, body)

@@ -1,0 +1,141 @@
+"""What a node does again and again: refresh buckets, publish its own records anew, see to it that replicas are where
+mesh.kad.replicas says, drop what expired. When each is due, mesh.kad.schedule says."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
+
+from mesh.dht.config import DhtConfig
+from mesh.dht.gifts import Gifts
+from mesh.dht.holdings import Holdings
+from mesh.dht.peers import Peers
+from mesh.dht.writing import Writer
+from mesh.errors import MeshError
+from mesh.kad.key import key_of_peer
+from mesh.kad.record import Record
+from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
+from mesh.kad.schedule import Schedule
+from mesh.kad.wire import Role
+from mesh.peer import PeerInfo
+
+log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """The standing tasks of a node. `run` it."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        holdings: Holdings,
+        writer: Writer,
+        gifts: Gifts,
+        schedule: Schedule,
+        *,
+        config: DhtConfig,
+        rng: random.Random,
+    ) -> None:
+        self._peers = peers
+        self._holdings = holdings
+        self._writer = writer
+        self._gifts = gifts
+        self._schedule = schedule
+        self._config = config
+        self._rng = rng
+        self._local = key_of_peer(peers.local)
+        self._new_in, self._new_out = trio.open_memory_channel[PeerInfo](config.max_gifts)
+
+    def on_new(self, info: PeerInfo) -> None:
+        """A peer came into the table that was not there before."""
+        if self._peers.role is Role.SERVER and len(self._holdings.store):
+            try:
+                self._new_in.send_nowait(info)
+            except trio.WouldBlock:
+                log.debug("dht.hand_over_skipped", extra={"peer": str(info.peer_id)})
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_up)
+            nursery.start_soon(self._hand_over)
+            nursery.start_soon(self._drop_expired)
+            task_status.started()
+
+    async def _keep_up(self) -> None:
+        table, schedule = self._peers.table, self._schedule
+        schedule.synced(now=trio.current_time())
+        while True:
+            now = trio.current_time()
+            due = schedule.due(now, buckets=table.buckets)
+            for index in due.buckets:
+                schedule.touched(index, now=now)
+                if len(table):
+                    await self._peers.find(table.random_key(index, rng=self._rng), k=self._config.refresh_width)
+            for slot in due.records:
+                await self._writer.republish(slot)
+            if due.sync:
+                schedule.synced(now=trio.current_time())
+                await self._sync()
+            at = schedule.next_at(trio.current_time(), buckets=table.buckets)
+            # What is put or lost meanwhile may be due sooner than anything known now.
+            tick_s = min(30.0, self._config.schedule.sync_soon_s)
+            await trio.sleep(max(0.1, min(tick_s, at - trio.current_time())))
+
+    async def _sync(self) -> None:
+        """Offer each peer what it should hold and we do, and give what it lacks."""
+        if self._peers.role is not Role.SERVER:
+            return
+        owing: list[tuple[bytes, Sequence[PeerInfo]]] = []
+        pairs = owed(self._holdings.store.keys(), self._peers.table, replicas=self._config.replicas)
+        for number, pair in enumerate(pairs):
+            if number % 64 == 63:
+                await trio.lowlevel.checkpoint()
+            owing.append(pair)
+        for info, keys in by_peer(owing).items():
+            await self._offer(info, keys)
+
+    async def _offer(self, info: PeerInfo, keys: Sequence[bytes]) -> None:
+        now = self._holdings.now()
+        records = [
+            record
+            for key in keys
+            for record in self._holdings.store.records(key, now=now)
+            if self._holdings.may_be_spread(record) and not self._writer.is_named(record.slot)
+        ]
+        for start in range(0, len(records), MAX_OFFER):
+            batch = records[start : start + MAX_OFFER]
+            try:
+                wanted = await self._peers.ask_wanted(info, [record.digest for record in batch])
+            except MeshError as error:
+                log.debug("dht.offer_failed", extra={"peer": str(info.peer_id), "error": str(error)})
+                with suppress(MeshError):  # once more, so that a replica that is gone is not counted on for long
+                    await self._peers.ping(info)
+                return
+            self._gifts.offer(info, [batch[place] for place in wanted])
+
+    async def _drop_expired(self) -> None:
+        while True:
+            await trio.sleep(self._config.expire_s)
+            for record in self._holdings.store.expire(self._holdings.now()):
+                self._writer.forget(record.slot)
+
+    async def _hand_over(self) -> None:
+        """Give a peer that is new here the records it should hold, if of those who hold them we are the closest."""
+        async for info in self._new_out:
+            batch: list[Record] = []
+            for number, key in enumerate(self._holdings.store.keys()):
+                if number % 64 == 63:
+                    await trio.lowlevel.checkpoint()
+                if len(batch) >= self._config.max_handover_records:
+                    break
+                if is_first_to_give(
+                    key, info.peer_id, self._peers.table, local=self._local, replicas=self._config.replicas
+                ):
+                    batch += self._holdings.store.records(key, now=self._holdings.now())
+            # One whose window is over the new peer reads from us.
+            self._gifts.offer(info, [record for record in batch if self._holdings.may_be_sent(record)])
