@@ -8,11 +8,11 @@ BENCH_ARGS ?=
 PEERS ?= hivemind,hivemind-raw,py-libp2p,mesh,mesh-libp2p
 
 .DEFAULT_GOAL := help
-.PHONY: help needs install demo test check test-slow test-gpu test-npm bench bench-peers freeze clean
+.PHONY: help needs install demo test check test-slow test-gpu test-npm bench bench-peers bench-dht-peers bench-dht-scenarios freeze clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install | check | test-slow | test-gpu | test-npm | bench | bench-peers | freeze | clean"
+	@echo "make install | check | test-slow | test-gpu | test-npm | bench | bench-peers | bench-dht-peers | bench-dht-scenarios | freeze | clean"
 
 # libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
 needs:
@@ -61,11 +61,18 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu --timeout 600
 
 bench: install
-	@for script in $(filter-out benchmarks/rpc_vs_peers.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/rpc_vs_peers.py benchmarks/dht_vs_peers.py benchmarks/dht_scenarios.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 #: Installs other projects, in environments of their own: no part of bench.
 bench-peers: install
 	$(BIN)/python benchmarks/rpc_vs_peers.py --peers $(PEERS) $(BENCH_ARGS)
+
+bench-dht-peers: install
+	$(BIN)/python benchmarks/dht_vs_peers.py --kill $(BENCH_ARGS)
+
+#: What the DHT survives, in full: ten minutes of CPU.
+bench-dht-scenarios: install
+	$(BIN)/python benchmarks/dht_scenarios.py $(BENCH_ARGS)
 
 freeze: install
 	@(echo "# What make and CI install, pinned. Regenerate: make freeze"; \

@@ -275,15 +275,17 @@ class DHT:
         ttl_s: float | None = None,
         expires_at: float | None = None,
         peers: Sequence[PeerID] | None = None,
+        replicas: int | None = None,
     ) -> StoreReport:
-        """Sign a record, hold it, and store it at the r closest peers, or at exactly `peers`. It lives `ttl_s` seconds
+        """Sign a record, hold it, and store it at the r closest peers (`replicas` of them; the config's number unless
+        told), or at exactly `peers`. It lives `ttl_s` seconds
         or until `expires_at` (unix seconds), and is published again while it lives and this node runs.
 
         Raises RecordRejected when our own rules refuse it (reason and detail say why), LocalProtocolError
         when a part is too long. That others refuse is in the report. Cancelled: some peers may hold it.
         """
         at = expiry_of(self._holdings.now(), ttl_s, expires_at)
-        return await self._writer.put(Entry(key, value, subkey), expires_at=at, peers=peers)
+        return await self._writer.put(Entry(key, value, subkey), expires_at=at, peers=peers, replicas=replicas)
 
     async def put_many(
         self,

@@ -98,10 +98,12 @@ class Writer:
                 self._own[record.slot] = None
                 self._schedule.resume(record.slot)
 
-    async def put(self, entry: Entry, *, expires_at: float, peers: Sequence[PeerID] | None) -> StoreReport:
+    async def put(
+        self, entry: Entry, *, expires_at: float, peers: Sequence[PeerID] | None, replicas: int | None = None
+    ) -> StoreReport:
         """See DHT.put."""
         record = await self._make(entry, expires_at, peers)
-        return await self._send_out(record, self._own[record.slot], self._ask)
+        return await self._send_out(record, self._own[record.slot], self._ask, replicas=replicas)
 
     async def put_many(self, entries: Iterable[Entry], *, expires_at: float) -> tuple[StoreReport, ...]:
         """See DHT.put_many."""
@@ -158,7 +160,9 @@ class Writer:
         (judged,) = await self._peers.ask_store(info, (record,), want=self._config.replicas)
         return judged
 
-    async def _send_out(self, record: Record, named: tuple[PeerID, ...] | None, ask: AskStore) -> StoreReport:
+    async def _send_out(
+        self, record: Record, named: tuple[PeerID, ...] | None, ask: AskStore, *, replicas: int | None = None
+    ) -> StoreReport:
         stored: list[PeerID] = []
         refused: dict[PeerID, str] = {}
 
@@ -179,7 +183,7 @@ class Writer:
             return judged.closer, Counts.ROUTES_ONLY if judged.verdict in _ITS_OWN_TROUBLE else Counts.YES
 
         if named is None:
-            replicas = self._config.replicas
+            replicas = replicas or self._config.replicas
             lookup = self._peers.lookup(key_of_record(record.key), k=replicas, alpha=replicas)
             await self._peers.drive(lookup, one, kind="put")
         else:
