@@ -7,6 +7,7 @@ it tells each peer the digests of what it owes it, and sends what the peer says 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -18,11 +19,30 @@ MAX_OFFER: Final = 2048
 """Digests in one message: 64 KiB."""
 
 
-def owed(keys: Iterable[bytes], table: RoutingTable, *, replicas: int) -> Iterator[tuple[bytes, Sequence[PeerInfo]]]:
+NEAR: Final = 20
+"""k: so many peers around itself a node knows completely."""
+
+
+def owed(
+    keys: Iterable[bytes], table: RoutingTable, *, replicas: int, local: Key | None = None, near: int = NEAR
+) -> Iterator[tuple[bytes, Sequence[PeerInfo]]]:
     """For each key that we hold, the peers that should hold it too: the `replicas` closest we know. Lazy, so that a
-    shell can breathe between keys: each costs a search of the table."""
+    shell can breathe between keys: each costs a search of the table.
+
+    With our own place `local`, keys to which `near` peers are closer than we are left out, for these to look after: what
+    a table calls closest to a place far from its node may be far from it as well, so that offering would spread copies
+    where nobody looks for them. Such keys are our own records, published by a lookup, and what puts left on their way.
+    """
     for key in keys:
-        yield key, table.closest(key_of_record(key), replicas)
+        target = key_of_record(key)
+        closest = table.closest(target, max(near, replicas))
+        is_far = (
+            len(closest) >= near
+            and local is not None
+            and key_of_peer(closest[near - 1].peer_id) ^ target < (local ^ target)
+        )
+        if not is_far:
+            yield key, closest[:replicas]
 
 
 def by_peer(owing: Iterable[tuple[bytes, Sequence[PeerInfo]]]) -> Mapping[PeerInfo, Sequence[bytes]]:
@@ -55,3 +75,31 @@ def pack_wanted(wanted: Sequence[bool]) -> bytes:
 def unpack_wanted(raw: bytes, count: int) -> tuple[int, ...]:
     """The places of the bits set among the first `count`."""
     return tuple(place for place in range(min(count, 8 * len(raw))) if raw[place // 8] >> (7 - place % 8) & 1)
+
+
+class Refusals:
+    """What peers lately refused to hold ("full", "quota", "older", …): they want it at every offer, and would be sent it
+    every round in vain. Remembered for `remember_s`, at most `most` of them, the oldest forgotten first; "rate" is not
+    remembered, being over in seconds. That a peer refuses costs its own copy only, whoever's record it is; what others
+    may hold is not decided by it. `now` is any monotonic clock in seconds."""
+
+    def __init__(self, *, remember_s: float = 600.0, most: int = 16_384) -> None:
+        self._remember_s = remember_s
+        self._most = most
+        self._until: OrderedDict[tuple[PeerID, bytes], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def note(self, peer: PeerID, digest: bytes, reason: str, *, now: float) -> None:
+        """A peer refused the record of this digest."""
+        if reason == "rate":
+            return
+        self._until.pop((peer, digest), None)
+        self._until[peer, digest] = now + self._remember_s
+        while len(self._until) > self._most:
+            self._until.popitem(last=False)
+
+    def holds(self, peer: PeerID, digest: bytes, *, now: float) -> bool:
+        """Whether the peer refused it lately."""
+        return self._until.get((peer, digest), now) > now

@@ -22,6 +22,7 @@ from mesh.kad.key import Key, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
 from mesh.kad.patience import Patience, PatienceConfig
 from mesh.kad.record import Record, Slot, sign_record
+from mesh.kad.rejoin import strangers_near, whom_to_ask
 from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
 from mesh.kad.schedule import Schedule, ScheduleConfig
@@ -285,11 +286,12 @@ class World:
         *,
         alpha: int,
         paths: int | None = None,
+        seeds: Sequence[PeerInfo] = (),
     ) -> Outcome:
         paths = paths or self.config.lookup.paths
         config = self.config.lookup.model_copy(update={"alpha": alpha, "paths": paths})
         lookup = Lookup(message.target, k, local=node.info.peer_id, config=config, patience=node.patience)
-        lookup.start(node.table.closest(message.target, max(k, self.config.routing.bucket_size)))
+        lookup.start((*seeds, *node.table.closest(message.target, max(k, self.config.routing.bucket_size))))
         outcome = Outcome(lookup)
         alarm = float("inf")
 
@@ -459,7 +461,12 @@ class World:
                 self.send_out(node, record)
         if due.sync:
             node.schedule.synced(now=self.now)
-            owing = owed(node.store.keys(), node.table, replicas=self.config.replicas)
+            owing = owed(
+                node.store.keys(),
+                node.table,
+                replicas=self.config.replicas,
+                local=key_of_peer(node.info.peer_id),
+            )
             for info, keys in by_peer(owing).items():
                 self._offer(node, info.peer_id, keys)
 
@@ -481,14 +488,16 @@ class World:
         self._call(node, peer, message, lambda reply: None, lambda: None)
 
     def _rejoin(self, node: WorldNode) -> None:
-        """Bootnodes that are not in the table are asked again; whoever answers leads to the rest of the network."""
-        for peer in node.via:
-            if peer not in node.table:
-                message = Message("find", key_of_peer(node.info.peer_id))
-                self._call(node, peer, message, lambda reply: self._look_for_itself(node), lambda: None)
+        """Bootnodes that are not in the table, and one peer that is, are asked who is near us."""
+        message = Message("find", key_of_peer(node.info.peer_id))
+        for peer in whom_to_ask(node.table, node.via, rng=self.rng):
+            self._call(node, peer, message, lambda reply: self._look_for_itself(node, reply), lambda: None)
 
-    def _look_for_itself(self, node: WorldNode) -> None:
-        self.lookup(node, key_of_peer(node.info.peer_id))
+    def _look_for_itself(self, node: WorldNode, reply: Reply) -> None:
+        near = self.config.routing.bucket_size
+        if strangers := strangers_near(node.table, node.info.peer_id, reply.closer, near=near):
+            message = Message("find", key_of_peer(node.info.peer_id))
+            self._drive(node, near, message, None, alpha=self.config.lookup.alpha, seeds=strangers)
 
     def _expire(self, node: WorldNode) -> None:
         node.store.expire(self.wall)
