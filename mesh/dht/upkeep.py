@@ -91,13 +91,14 @@ class Upkeep:
         if self._peers.role is not Role.SERVER:
             return
         owing: list[tuple[bytes, Sequence[PeerInfo]]] = []
-        pairs = owed(self._holdings.store.keys(), self._peers.table, replicas=self._config.replicas)
+        keys = self._holdings.store.keys()
+        pairs = owed(keys, self._peers.table, replicas=self._config.replicas, local=self._local)
         for number, pair in enumerate(pairs):
             if number % 64 == 63:
                 await trio.lowlevel.checkpoint()
             owing.append(pair)
-        for info, keys in by_peer(owing).items():
-            await self._offer(info, keys)
+        for info, owed_keys in by_peer(owing).items():
+            await self._offer(info, owed_keys)
 
     async def _offer(self, info: PeerInfo, keys: Sequence[bytes]) -> None:
         now = self._holdings.now()
@@ -116,7 +117,8 @@ class Upkeep:
                 with suppress(MeshError):  # once more, so that a replica that is gone is not counted on for long
                     await self._peers.ping(info)
                 return
-            self._gifts.offer(info, [batch[place] for place in wanted])
+            lacking = [batch[place] for place in wanted]
+            self._gifts.offer(info, [record for record in lacking if not self._gifts.was_refused(info, record)])
 
     async def _drop_expired(self) -> None:
         while True:
