@@ -30,9 +30,9 @@ def owed(
     shell can breathe between keys: each costs a search of the table.
 
     With our own place `local`, keys to which `near` peers are closer than we are left out, for these to look after:
-    what a table calls closest to a place far from its node may be far from it as well, so that offering would spread
-    copies where nobody looks for them. Such keys are our own records, published by a lookup, and what puts left on
-    their way.
+    what a table calls closest to a place far from its node may be far from it as well, and offering would spread copies
+    where nobody looks for them. Such keys are our own records, published by a lookup, and what puts left on their way.
+    Half of the offers of 300 nodes were about them.
     """
     for key in keys:
         target = key_of_record(key)
@@ -80,9 +80,12 @@ def unpack_wanted(raw: bytes, count: int) -> tuple[int, ...]:
 
 class Refusals:
     """What peers lately refused to hold ("full", "quota", "older", …): they want it at every offer, and would be sent
-    it every round in vain. Remembered for `remember_s`, at most `most` of them, the oldest forgotten first; "rate" is
-    not remembered, being over in seconds. That a peer refuses costs its own copy only, whoever's record it is; what
-    others may hold is not decided by it. `now` is any monotonic clock in seconds."""
+    it every round in vain.
+
+    Remembered for `remember_s`, at most `most` of them, the oldest forgotten first; "rate" is not, being over in
+    seconds. That a peer refuses costs its own copy only, whoever's record it is. `now` is any monotonic clock in
+    seconds.
+    """
 
     def __init__(self, *, remember_s: float = 600.0, most: int = 16_384) -> None:
         self._remember_s = remember_s

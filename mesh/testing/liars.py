@@ -4,12 +4,17 @@ product. What they do not do is answer for others: who answers is proven by the 
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
+from typing import Final
 
 from mesh.kad.key import key_of_peer
 from mesh.kad.record import Record, Slot
-from mesh.peer import PeerInfo
+from mesh.peer import PeerID, PeerInfo
 from mesh.testing.world import Adversary, Message, Reply, WorldNode
+
+_ED25519_ID: Final = bytes.fromhex("002408011220")
+"""Identity multihash of an Ed25519 public key in its protobuf, before the key."""
 
 
 def wrong_peers(accomplices: Sequence[PeerInfo]) -> Adversary:
@@ -20,6 +25,12 @@ def wrong_peers(accomplices: Sequence[PeerInfo]) -> Adversary:
         return Reply(tuple(near))
 
     return lie
+
+
+def invented_peers(count: int, *, rng: random.Random) -> list[PeerInfo]:
+    """Well-formed ids that nobody has. A liar that names those of them closest to what it is asked about keeps others
+    waiting in vain: `wrong_peers(invented_peers(…))`. The more it made beforehand, the closer they lie."""
+    return [PeerInfo(PeerID(_ED25519_ID + rng.randbytes(32))) for _ in range(count)]
 
 
 def silent_on_everything() -> Adversary:

@@ -23,10 +23,10 @@ from mesh.kad.lookup import Counts, Lookup, LookupConfig
 from mesh.kad.patience import Patience, PatienceConfig
 from mesh.kad.record import Record, Slot, sign_record
 from mesh.kad.rejoin import strangers_near, whom_to_ask
-from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
+from mesh.kad.replicas import MAX_OFFER, Refusals, by_peer, is_first_to_give, owed
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
 from mesh.kad.schedule import Schedule, ScheduleConfig
-from mesh.kad.store import Keep, RecordStore
+from mesh.kad.store import Keep, RecordStore, StoreConfig
 from mesh.kad.validator import NamespaceRule, Purpose, RecordValidator
 from mesh.peer import Multiaddr, PeerID, PeerInfo
 
@@ -59,6 +59,7 @@ class WorldConfig(BaseModel):
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="of every node")
     patience: PatienceConfig = Field(default=PatienceConfig(), description="of every node")
     routing: RoutingConfig = Field(default=RoutingConfig(), description="of every node")
+    store: StoreConfig = Field(default=StoreConfig(), description="of every node")
     lookup: LookupConfig = Field(default=LookupConfig(), description="of every lookup")
 
 
@@ -80,6 +81,9 @@ class WorldNode:
     """Of a partition: messages between different sides are lost."""
     own: dict[Slot, Record] = field(default_factory=dict)
     """What it publishes anew."""
+    refusals: Refusals = field(default_factory=Refusals)
+    partners: frozenset[PeerID] = frozenset()
+    """Whom it offered something in its last round: who holds records with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ class World:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.messages = 0
+        self.given = 0
+        """Records sent to peers that should hold them and had said, or seemed, to lack them."""
         self.nodes: dict[PeerID, WorldNode] = {}
         self.adversaries: dict[PeerID, Adversary] = {}
         self._rules = tuple(rules)
@@ -179,7 +185,7 @@ class World:
             len(self.nodes),
             PeerInfo(peer, addrs),
             RoutingTable(local, config=self.config.routing),
-            RecordStore(local),
+            RecordStore(local, self.config.store),
             RecordValidator(self._rules, subnet_id=SUBNET_ID, genesis=GENESIS),
             Schedule(self.config.schedule, rng=self.rng),
             Patience(self.config.patience),
@@ -363,11 +369,11 @@ class World:
         answered: Callable[[Reply], None],
         failed: Callable[[], None],
     ) -> None:
-        receiver = self.nodes[peer]
+        receiver = self.nodes.get(peer)  # none: a liar made it up
         is_open = True
 
         def deliver() -> None:
-            if not receiver.alive or receiver.side != node.side:
+            if receiver is None or not receiver.alive or receiver.side != node.side:
                 return
             self._note(message.kind, node, receiver)
             self._heard(receiver, node.info)
@@ -378,7 +384,7 @@ class World:
 
         def back(reply: Reply) -> None:
             nonlocal is_open
-            if is_open and node.alive and receiver.side == node.side:
+            if is_open and node.alive and receiver is not None and receiver.side == node.side:
                 is_open = False
                 self._note("reply", receiver, node)
                 self._heard(node, receiver.info)
@@ -388,7 +394,7 @@ class World:
             nonlocal is_open
             if is_open:
                 is_open = False
-                if node.table.on_failure(peer):
+                if node.table.on_failure(peer) and peer in node.partners:
                     node.schedule.sync_soon(now=self.now)
                 failed()
 
@@ -467,7 +473,9 @@ class World:
                 replicas=self.config.replicas,
                 local=key_of_peer(node.info.peer_id),
             )
-            for info, keys in by_peer(owing).items():
+            told = by_peer(owing)
+            node.partners = frozenset(info.peer_id for info in told)
+            for info, keys in told.items():
                 self._offer(node, info.peer_id, keys)
 
     def _offer(self, node: WorldNode, peer: PeerID, keys: Sequence[bytes]) -> None:
@@ -484,8 +492,16 @@ class World:
             self._call(node, peer, message, answered, lambda: self._ping(node, Ping(self.nodes[peer].info)))
 
     def _give(self, node: WorldNode, peer: PeerID, record: Record) -> None:
+        if node.refusals.holds(peer, record.digest, now=self.now):
+            return
+        self.given += 1
+
+        def answered(reply: Reply) -> None:
+            if reply.refused not in ("", "duplicate"):
+                node.refusals.note(peer, record.digest, reply.refused, now=self.now)
+
         message = Message("store", key_of_record(record.key), record=record)
-        self._call(node, peer, message, lambda reply: None, lambda: None)
+        self._call(node, peer, message, answered, lambda: None)
 
     def _rejoin(self, node: WorldNode) -> None:
         """Bootnodes that are not in the table, and one peer that is, are asked who is near us."""
