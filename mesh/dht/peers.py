@@ -74,7 +74,7 @@ class Peers:
         is_member: IsMember,
         metrics: DhtMetrics,
         on_new: Callable[[PeerInfo], None],
-        on_lost: Callable[[], None],
+        on_lost: Callable[[PeerID], None],
     ) -> None:
         """`on_new` is told of each peer that serves and was not in the table before, `on_lost` when one that was in it
         is no more."""
@@ -354,7 +354,7 @@ class Peers:
 
     def _failed(self, peer: PeerID) -> None:
         if self.table.on_failure(peer):
-            self._on_lost()
+            self._on_lost(peer)
 
     async def on_answer(self, info: PeerInfo, role: Role) -> None:
         """A peer answered: members and bootnodes that serve get a place in the table."""
