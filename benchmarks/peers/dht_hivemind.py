@@ -85,7 +85,7 @@ async def main(count: int) -> None:
         for _ in range(times):
             node, took_ms = await make_node(bootstrap)
             # Its table holds peers that answered or called.
-            ok += len(node.protocol.routing_table) >= min(20, len(script.alive) - 1)
+            ok += len(node.protocol.routing_table.uid_to_peer_id) >= min(20, len(script.alive) - 1)
             times_ms.append(took_ms)
             await node.shutdown()
             await node.p2p.shutdown()

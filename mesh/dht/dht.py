@@ -88,7 +88,7 @@ class DHT:
             is_member=is_member,
             metrics=self.metrics,
             on_new=lambda info: self._upkeep.on_new(info),
-            on_lost=lambda: self._schedule.sync_soon(now=trio.current_time()),
+            on_lost=lambda peer: self._upkeep.on_lost(peer),
         )
         self._proofs = ProofSpreader(self._peers, config=config)
         self._disk = None if records_path is None else SqliteRecords(records_path, subnet_id=subnet_id, genesis=genesis)

@@ -15,6 +15,7 @@ from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
 from mesh.errors import MeshError
 from mesh.kad.record import Record, Slot
+from mesh.kad.replicas import Refusals
 from mesh.kad.validator import record_bytes
 from mesh.kad.wire import MAX_BATCH, Role
 from mesh.peer import PeerInfo
@@ -34,6 +35,7 @@ class Gifts:
         self._metrics = metrics
         self._waiting: OrderedDict[PeerInfo, dict[Slot, Record]] = OrderedDict()
         self._news = trio.Event()
+        self._refusals = Refusals()
 
     def offer(self, info: PeerInfo, records: Sequence[Record]) -> None:
         """Send these to the peer soon. Nodes that hold no replicas themselves give none."""
@@ -52,6 +54,10 @@ class Gifts:
             ):
                 lacking[record.slot] = record
         self._news.set()
+
+    def was_refused(self, info: PeerInfo, record: Record) -> bool:
+        """Whether the peer said lately that it will not hold this record."""
+        return self._refusals.holds(info.peer_id, record.digest, now=trio.current_time())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Give until cancelled."""
@@ -78,7 +84,10 @@ class Gifts:
         for record in (*records, None):
             is_full = record is None or len(batch) >= MAX_BATCH or size > self._config.max_page_bytes
             if is_full and batch:
-                await self._peers.ask_store(info, tuple(batch), want=0)
+                judged = await self._peers.ask_store(info, tuple(batch), want=0)
+                for given, verdict in zip(batch, judged, strict=True):
+                    if verdict.verdict not in ("", "duplicate"):
+                        self._refusals.note(info.peer_id, given.digest, verdict.verdict, now=trio.current_time())
                 self._metrics.given += len(batch)
                 batch, size = [], 0
             if record is not None:

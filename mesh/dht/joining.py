@@ -1,6 +1,6 @@
 """Joining: bootnodes and cached peers are asked, then we look for ourselves so that those near us hear of us. Tried
-for ever: a node that knows nobody backs off, and one that knows some asks for missing bootnodes now and then, which
-is how the halves of a partition come together again once any bootnode is reached."""
+for ever: a node that knows nobody backs off, and one that knows some asks missing bootnodes and a peer by chance now
+and then, which is how the halves of a partition come together once any bootnode is reached (mesh.kad.rejoin)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mesh.dht.peers import Peers
 from mesh.dht.state import DhtState
 from mesh.errors import MeshError
 from mesh.kad.key import key_bytes, key_of_peer
+from mesh.kad.rejoin import strangers_near, whom_to_ask
 from mesh.kad.wire import Query
 from mesh.peer import PeerID, PeerInfo
 
@@ -35,14 +36,21 @@ class Joiner:
         self._self_query = (Query(target=key_bytes(key_of_peer(peers.local))),)
 
     async def join(self) -> None:
-        """One attempt: ask whom we do not have, all at once, then look for ourselves."""
-        before = len(self._peers.table)
+        """One attempt: ask whom we do not have, and one peer that we have, who is near us, all at once; then look for
+        ourselves where that is news (mesh.kad.rejoin)."""
+        table = self._peers.table
+        knew_nobody = len(table) == 0
+        asked = self._missing()
+        ids = [info.peer_id for info in asked]
+        met = [peer for peer in whom_to_ask(table, (), rng=self._rng) if peer not in ids]
+        asked += [self._peers.rpc.net.known(peer) for peer in met]
+        strangers: dict[PeerID, PeerInfo] = {}
         async with trio.open_nursery() as nursery:
-            for info in self._missing():
-                nursery.start_soon(self._knock, info)
-        if len(self._peers.table) > before:
-            await self._look_for_ourselves()
-            log.info("joined: %d peers in the table", len(self._peers.table))
+            for info in asked:
+                nursery.start_soon(self._knock, info, strangers)
+        if (knew_nobody and len(table)) or strangers:
+            await self._look_for_ourselves(tuple(strangers.values()))
+            log.info("joined: %d peers in the table", len(table))
 
     async def meet(self, info: PeerInfo) -> None:
         """See DHT.meet."""
@@ -82,14 +90,20 @@ class Joiner:
             seeds[name] = PeerInfo(info.peer_id, tuple(dict.fromkeys((*told.addrs, *info.addrs))))
         return [info for info in seeds.values() if info.peer_id not in self._peers.table]
 
-    async def _knock(self, info: PeerInfo) -> None:
+    async def _knock(self, info: PeerInfo, strangers: dict[PeerID, PeerInfo]) -> None:
+        """Ask a peer who is near us; those it names that we should know and do not are added to `strangers`."""
         try:
-            await self._peers.ask_find(info, self._self_query)
+            (answer,) = await self._peers.ask_find(info, self._self_query)
         except MeshError as error:
             log.info("cannot join through %s: %s", info.peer_id, error)
+            return
+        near = self._config.routing.bucket_size
+        for stranger in strangers_near(self._peers.table, self._peers.local, answer.closer, near=near):
+            strangers.setdefault(stranger.peer_id, stranger)
 
-    async def _look_for_ourselves(self) -> None:
-        await self._peers.find(key_of_peer(self._peers.local), k=self._config.routing.bucket_size)
+    async def _look_for_ourselves(self, seeds: Sequence[PeerInfo] = ()) -> None:
+        place = key_of_peer(self._peers.local)
+        await self._peers.find(place, k=self._config.routing.bucket_size, seeds=seeds)
 
     def _spread(self, interval_s: float) -> float:
         return interval_s * (0.9 + 0.2 * self._rng.random())

@@ -74,7 +74,7 @@ class Peers:
         is_member: IsMember,
         metrics: DhtMetrics,
         on_new: Callable[[PeerInfo], None],
-        on_lost: Callable[[], None],
+        on_lost: Callable[[PeerID], None],
     ) -> None:
         """`on_new` is told of each peer that serves and was not in the table before, `on_lost` when one that was in it
         is no more."""
@@ -123,8 +123,9 @@ class Peers:
         alpha: int | None = None,
         paths: int | None = None,
         stop_when: Callable[[Lookup], bool] | None = None,
+        seeds: Sequence[PeerInfo] = (),
     ) -> Lookup:
-        """A lookup that begins with the closest peers we know."""
+        """A lookup that begins with the closest peers we know, and these."""
         update = {name: value for name, value in (("alpha", alpha), ("paths", paths)) if value is not None}
         config = self._config.lookup.model_copy(update=update) if update else self._config.lookup
         lookup = Lookup(
@@ -136,7 +137,7 @@ class Peers:
             stop_when=stop_when,
             patience=self.patience,
         )
-        return lookup.start(self.table.closest(target, max(k, self._config.routing.bucket_size)))
+        return lookup.start((*seeds, *self.table.closest(target, max(k, self._config.routing.bucket_size))))
 
     async def drive(self, lookup: Lookup, ask: Ask, *, kind: str) -> Lookup:
         """Move a lookup's messages until it is finished; requests still open then are cancelled."""
@@ -177,14 +178,21 @@ class Peers:
         numbers.hops.observe(lookup.hops)
         return lookup
 
-    async def find(self, target: Key, *, k: int, stop_when: Callable[[Lookup], bool] | None = None) -> Lookup:
-        """Look for the k peers closest to a place."""
+    async def find(
+        self,
+        target: Key,
+        *,
+        k: int,
+        stop_when: Callable[[Lookup], bool] | None = None,
+        seeds: Sequence[PeerInfo] = (),
+    ) -> Lookup:
+        """Look for the k peers closest to a place, beginning with those we know and `seeds`."""
 
         async def ask(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
             (answer,) = await self.ask_find(info, (Query(target=key_bytes(target)),))
             return answer.closer, Counts.YES
 
-        return await self.drive(self.lookup(target, k=k, stop_when=stop_when), ask, kind="find")
+        return await self.drive(self.lookup(target, k=k, stop_when=stop_when, seeds=seeds), ask, kind="find")
 
     # -- messages --
 
@@ -346,7 +354,7 @@ class Peers:
 
     def _failed(self, peer: PeerID) -> None:
         if self.table.on_failure(peer):
-            self._on_lost()
+            self._on_lost(peer)
 
     async def on_answer(self, info: PeerInfo, role: Role) -> None:
         """A peer answered: members and bootnodes that serve get a place in the table."""

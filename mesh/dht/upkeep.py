@@ -21,7 +21,7 @@ from mesh.kad.record import Record
 from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
 from mesh.kad.schedule import Schedule
 from mesh.kad.wire import Role
-from mesh.peer import PeerInfo
+from mesh.peer import PeerID, PeerInfo
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Upkeep:
         self._config = config
         self._rng = rng
         self._local = key_of_peer(peers.local)
+        self._partners: frozenset[PeerID] = frozenset()
+        """Whom something was offered in the last round: who holds records with us."""
         self._new_in, self._new_out = trio.open_memory_channel[PeerInfo](config.max_gifts)
 
     def on_new(self, info: PeerInfo) -> None:
@@ -57,6 +59,11 @@ class Upkeep:
                 self._new_in.send_nowait(info)
             except trio.WouldBlock:
                 log.debug("dht.hand_over_skipped", extra={"peer": str(info.peer_id)})
+
+    def on_lost(self, peer: PeerID) -> None:
+        """A peer lost its place in the table."""
+        if peer in self._partners:
+            self._schedule.sync_soon(now=trio.current_time())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -91,13 +98,16 @@ class Upkeep:
         if self._peers.role is not Role.SERVER:
             return
         owing: list[tuple[bytes, Sequence[PeerInfo]]] = []
-        pairs = owed(self._holdings.store.keys(), self._peers.table, replicas=self._config.replicas)
+        keys = self._holdings.store.keys()
+        pairs = owed(keys, self._peers.table, replicas=self._config.replicas, local=self._local)
         for number, pair in enumerate(pairs):
             if number % 64 == 63:
                 await trio.lowlevel.checkpoint()
             owing.append(pair)
-        for info, keys in by_peer(owing).items():
-            await self._offer(info, keys)
+        told = by_peer(owing)
+        self._partners = frozenset(info.peer_id for info in told)
+        for info, owed_keys in told.items():
+            await self._offer(info, owed_keys)
 
     async def _offer(self, info: PeerInfo, keys: Sequence[bytes]) -> None:
         now = self._holdings.now()
@@ -116,7 +126,8 @@ class Upkeep:
                 with suppress(MeshError):  # once more, so that a replica that is gone is not counted on for long
                     await self._peers.ping(info)
                 return
-            self._gifts.offer(info, [batch[place] for place in wanted])
+            lacking = [batch[place] for place in wanted]
+            self._gifts.offer(info, [record for record in lacking if not self._gifts.was_refused(info, record)])
 
     async def _drop_expired(self) -> None:
         while True:

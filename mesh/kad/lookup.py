@@ -17,6 +17,7 @@ from bisect import insort
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,6 +50,10 @@ def simple_lookup(
             known.update(closer)
 
 
+_MAX_ADDRS: Final = 16
+"""Of one peer, as several paths name it: twice what one answer may hold."""
+
+
 class LookupConfig(BaseModel):
     """How a lookup spends its time. Defaults marked unmeasured are guesses until benchmarks/ says more."""
 
@@ -58,7 +63,7 @@ class LookupConfig(BaseModel):
     paths: int = Field(default=1, ge=1, le=8, description="d: disjoint paths")
     max_closer: int = Field(default=20, ge=1, description="peers taken from one answer, the closest first")
     max_candidates: int = Field(default=256, ge=20, description="peers a path remembers; the farthest are forgotten")
-    max_requests: int = Field(default=200, ge=1, description="requests of one lookup in all")
+    max_requests: int = Field(default=200, ge=1, description="requests of one lookup in all; each path has its share")
 
 
 class Counts(enum.Enum):
@@ -103,6 +108,8 @@ class _Path:
     """Whom one path knows, the closest first."""
 
     candidates: list[_Candidate] = field(default_factory=list)
+    budget: int = 0
+    """Requests it may still make: liars that answer at once would else spend the other paths' while these wait."""
 
     def closest_live(self, k: int) -> list[_Candidate]:
         """The k closest that have answered this path or still may."""
@@ -113,6 +120,11 @@ class _Path:
                 if len(live) == k:
                     break
         return live
+
+    def has_arrived(self, live: Sequence[_Candidate]) -> bool:
+        """Nothing to wait for among the closest, and nobody to ask, or no request left."""
+        states = [candidate.state for candidate in live]
+        return _State.WAITING not in states and (_State.NEW not in states or not self.budget)
 
 
 @dataclass(slots=True)
@@ -153,7 +165,9 @@ class Lookup:
 
     def start(self, seeds: Iterable[PeerInfo]) -> Lookup:
         """Give it the peers to begin with, dealt out to the paths by distance; returns itself."""
-        self._paths = [_Path() for _ in range(self.config.paths)]
+        count = self.config.paths
+        budget, rest = divmod(self.config.max_requests, count)
+        self._paths = [_Path(budget=budget + (number < rest)) for number in range(count)]
         dealt = sorted(seeds, key=lambda info: self.place(info.peer_id) ^ self.target)
         for number, info in enumerate(dealt):
             self._learn(info, self._paths[number % len(self._paths)], hops=1)
@@ -172,9 +186,7 @@ class Lookup:
         closest = [path.closest_live(self.k) for path in self._paths]
         requests = [self._ask(candidate, path, now) for candidate, path in self._choose(closest)]
         # A request to a peer that closer ones have pushed out of the k closest holds nothing up.
-        states = {candidate.state for live in closest for candidate in live}
-        is_spent = self.stats.requests >= self.config.max_requests and _State.WAITING not in states
-        self.finished = is_spent or states <= {_State.ANSWERED}
+        self.finished = all(path.has_arrived(live) for path, live in zip(self._paths, closest, strict=True))
         return requests
 
     def _choose(self, closest: Sequence[Sequence[_Candidate]]) -> Iterator[tuple[_Candidate, _Path]]:
@@ -187,9 +199,9 @@ class Lookup:
             turns.append([*[None] * states.count(_State.WAITING), *new])
         for turn in zip_longest(*turns):
             for candidate, path in zip(turn, self._paths, strict=True):
-                if len(self._waiting) >= alpha or self.stats.requests >= self.config.max_requests:
+                if len(self._waiting) >= alpha:
                     return
-                if candidate is not None and candidate.state is _State.NEW:
+                if candidate is not None and candidate.state is _State.NEW and path.budget:
                     yield candidate, path
 
     def on_response(self, peer: PeerID, closer: Sequence[PeerInfo], *, now: float, counts: Counts = Counts.YES) -> None:
@@ -243,7 +255,7 @@ class Lookup:
 
     def nearest_without(self, has: Container[PeerID]) -> PeerInfo | None:
         """The closest peer that answered and is not in `has`."""
-        return next((info for info in self.closest() if info.peer_id not in has), None)
+        return next((c.info for c in self._in(_State.ANSWERED) if c.info.peer_id not in has), None)
 
     def missed(self) -> list[PeerID]:
         """Peers asked that failed or were too slow, closest first."""
@@ -269,6 +281,7 @@ class Lookup:
         candidate.state = _State.WAITING
         candidate.path = path
         candidate.asked_at = now
+        path.budget -= 1
         self._waiting[candidate.info.peer_id] = candidate
         self.stats.requests += 1
         return candidate.info
@@ -286,13 +299,21 @@ class Lookup:
         candidate = self._known.get(peer)
         if candidate is None:
             candidate = _Candidate(self.place(peer) ^ self.target, info, hops)
-        elif candidate.path is not None or len(self._paths) == 1 or candidate in path.candidates:
+        elif candidate.path is not None or len(self._paths) == 1:
             return
-        if len(path.candidates) >= self.config.max_candidates:
-            farthest = path.candidates[-1]
-            if candidate.distance >= farthest.distance or farthest.state is not _State.NEW:
+        else:
+            # Where one path's liar says a peer is must not be all that the others try.
+            addrs = tuple(dict.fromkeys((*candidate.info.addrs, *info.addrs)))[:_MAX_ADDRS]
+            candidate.info = PeerInfo(peer, addrs)
+            if candidate in path.candidates:
                 return
-            path.candidates.pop()
+        if len(path.candidates) >= self.config.max_candidates:
+            # Whom it asked stays, so that it is not asked again; were only the last looked at, one far seed that
+            # answered would end all learning.
+            farthest = next((known for known in reversed(path.candidates) if known.path is not path), None)
+            if farthest is None or candidate.distance >= farthest.distance:
+                return
+            path.candidates.remove(farthest)
             farthest.paths -= 1
             if not farthest.paths:
                 del self._known[farthest.info.peer_id]

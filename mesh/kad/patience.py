@@ -84,7 +84,8 @@ class Patience:
             self._all.observe(rtt_s)
 
     def on_slow(self, peer: PeerID) -> None:
-        """A request outlasted the patience: the next has twice as much, up to the most."""
+        """A request outlasted the patience: the next has twice as much, up to the most. One that never answered has
+        nobody's patience but everybody's."""
         estimate = self._peers.get(peer)
         if estimate is not None and self.of(peer) < self._config.max_s:
             estimate.slow += 1

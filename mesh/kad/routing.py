@@ -36,8 +36,8 @@ class RoutingConfig(BaseModel):
         default=100,
         ge=1,
         description="peers of one such group in all buckets; none: no limit. Subnets are often hosted in one or two "
-        "data centres, whose nodes must all find each other: 100 are ten buckets' shares, which a network of 5,000 "
-        "nodes in a single group does not exceed. More comes from ids ground to lie near ours, a bucket deeper each",
+        "data centres, whose nodes must all find each other: 100 are ten buckets' shares, and a network of 5,000 nodes "
+        "in a single group has no more. What is beyond comes from ids ground to lie near ours, a bucket deeper each",
     )
     max_failures: int = Field(default=2, ge=1, description="failures in a row after which a peer is dropped")
     quiet_s: float = Field(

@@ -184,9 +184,12 @@ class Rpc:
                 self._nursery = nursery
                 nursery.start_soon(self._watch_members)
                 task_status.started()
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # before it closes: calls of others that end just now are told so
         finally:
-            self._nursery = None
+            self._nursery = None  # also when a task's crash ended it
             for channel in self._answering:
                 channel.scope.cancel()
 
@@ -719,7 +722,8 @@ class Rpc:
 
         await trio.lowlevel.checkpoint()
         ours, theirs = loop(peer)
-        assert self._nursery is not None
+        if self._nursery is None:
+            raise DialFailed("this node is stopping")
         self._nursery.start_soon(self._accept, theirs)
         return ours
 

@@ -185,7 +185,14 @@ def test_commands_print_what_is_shown(page: Path, shell: Shell) -> None:
 
 
 def test_flags_named_in_the_guides_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["server"], ["rpc", "call"], ["content", "get"], ["content", "put"]):
+    for command in (
+        ["server"],
+        ["rpc", "call"],
+        ["content", "get"],
+        ["content", "put"],
+        ["dht", "get"],
+        ["dht", "put"],
+    ):
         build().help_print(command)
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out.replace("_", "-")))
     for page in GUIDES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from mesh.kad.key import Key
 from mesh.kad.lookup import Counts, Lookup, LookupConfig, simple_lookup
 from mesh.kad.patience import Patience, PatienceConfig
-from mesh.peer import PeerID, PeerInfo
+from mesh.peer import Multiaddr, PeerID, PeerInfo
 from tests.kad.small import info, numbers, peer, place
 
 
@@ -207,6 +208,51 @@ def test_naming_every_honest_peer_first_keeps_none_from_the_other_path() -> None
             )
     answered = set(numbers(search.closest(100)))
     assert {32, 33, 34} <= answered
+
+
+def test_liars_that_answer_at_once_do_not_spend_the_other_paths_requests() -> None:
+    """An honest chain of 15 slow hops beside endless accomplices of 1 ms: the chain is followed to its end."""
+    search = Lookup(Key(0), 3, config=LookupConfig(paths=3, alpha=3), place=wide_place)
+    search.start([wide(1_000_000_000), wide(2000), wide(1990)])
+    events: list[tuple[float, int, int]] = []
+    now, liar = 0.0, 900_000_000
+    while not search.finished:
+        for asked in search.next_requests(now):
+            number = int(wide_place(asked.peer_id))
+            heapq.heappush(events, (now + (0.1 if number <= 2000 else 0.001), len(events), number))
+        if search.finished or not events:
+            break
+        now, _, number = heapq.heappop(events)
+        if number <= 2000:
+            named = [number - 130] if number > 130 else [10]
+        else:
+            liar -= 20_000
+            named = [liar + 1000 * place for place in range(20)]
+        search.on_response(wide(number).peer_id, [wide(n) for n in named], now=now)
+    assert 10 in {int(wide_place(found.peer_id)) for found in search.closest(3)}
+    assert search.stats.requests <= 200
+
+
+def test_a_far_seed_that_answered_does_not_end_all_learning() -> None:
+    search = Lookup(Key(0), 3, config=LookupConfig(max_candidates=20), place=wide_place)
+    search.start([wide(10**9)])
+    search.next_requests(0.0)
+    search.on_response(wide(10**9).peer_id, [wide(n) for n in range(1000, 1020)], now=0.0)
+    (nearest, *_) = search.next_requests(0.0)
+    search.on_response(nearest.peer_id, [wide(5)], now=0.0)
+    assert search.info(wide(5).peer_id) is not None
+    assert len(search._known) <= 20
+
+
+def test_where_a_liar_says_that_a_peer_is_does_not_hide_where_others_say() -> None:
+    search = lookup(0, 2, [100, 101], config=LookupConfig(paths=2, alpha=2))
+    search.next_requests(0.0)
+    at = [PeerInfo(peer(50), (Multiaddr(address),)) for address in ("/ip4/192.0.2.1/tcp/1", "/ip4/10.0.0.1/tcp/1")]
+    search.on_response(peer(100), [at[0], info(1), info(2)], now=0.0)
+    search.on_response(peer(101), [at[1]], now=0.0)
+    known = search.info(peer(50))
+    assert known is not None
+    assert set(known.addrs) == {Multiaddr("/ip4/192.0.2.1/tcp/1"), Multiaddr("/ip4/10.0.0.1/tcp/1")}
 
 
 def byzantine_success(paths: int, *, nodes: int = 200, lookups: int = 200) -> float:

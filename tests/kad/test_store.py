@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
 from mesh.kad.key import key_of_peer, key_of_record
-from mesh.kad.record import Record, Slot
+from mesh.kad.record import Record
 from mesh.kad.store import Equivocation, Keep, RecordStore, StoreConfig
 
 NOW = 1_800_000_000.0
@@ -180,60 +177,6 @@ def test_pages_go_through_all_slots_once() -> None:
     assert len(held.page(b"k/1", now=NOW, max_bytes=1).records) == 1
     one = frozenset({OWNERS[1].peer_id})
     assert {r.owner for r in held.page(b"k/1", now=NOW, max_bytes=10**6, owners=one).records} == one
-
-
-class StoreMachine(RuleBasedStateMachine):
-    """Any history of puts and expiries, beside a dict that does it in the plainest way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = NOW
-        self.store = RecordStore(LOCAL, StoreConfig(max_records=50))
-        self.model: dict[Slot, Record] = {}
-
-    @rule(
-        key=st.sampled_from([b"k/1", b"k/2"]),
-        owner=st.integers(0, 1),
-        subkey=st.sampled_from([b"", b"s"]),
-        seq=st.integers(0, 3),
-        ttl_s=st.integers(1, 40),
-        value=st.sampled_from([b"v", b"w"]),
-    )
-    def put(self, key: bytes, owner: int, subkey: bytes, seq: int, ttl_s: int, value: bytes) -> None:
-        new = record(key, owner=owner, subkey=subkey, seq=seq, ttl_s=self.now - NOW + ttl_s, value=value)
-        old = self.model.get(new.slot)
-        if old is None or new.order > old.order:
-            self.store.put(new, max_per_owner=8)
-            self.model[new.slot] = new
-        else:
-            with pytest.raises(RecordRejected, match=r"older|duplicate"):
-                self.store.put(new, max_per_owner=8)
-
-    @rule(seconds=st.integers(1, 30))
-    def expire(self, seconds: int) -> None:
-        self.now += seconds
-        gone = set(self.store.expire(self.now))
-        assert gone == {r for r in self.model.values() if r.is_expired(self.now)}
-        self.model = {s: r for s, r in self.model.items() if r not in gone}
-
-    @rule(key=st.sampled_from([b"k/1", b"k/2"]), owner=st.integers(0, 1))
-    def drop(self, key: bytes, owner: int) -> None:
-        slot = Slot(key, OWNERS[owner].peer_id, b"")
-        self.store.drop(slot)
-        self.model.pop(slot, None)
-
-    @invariant()
-    def holds_the_same(self) -> None:
-        assert {r.slot: r for r in self.store} == self.model
-        assert len(self.store) == len(self.model)
-        for key in (b"k/1", b"k/2"):
-            live = [r for s, r in self.model.items() if s.key == key and not r.is_expired(self.now)]
-            assert list(self.store.records(key, now=self.now)) == sorted(live, key=lambda r: (r.owner, r.subkey))
-        assert (self.store.size_bytes == 0) == (not self.model)
-
-
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
 
 
 def test_evidence_stays_whatever_floods_in_and_makes_room_among_replicas() -> None:
