@@ -231,9 +231,16 @@ class Eclipse:
 
 
 def eclipse(
-    *, nodes: int, records: int, seed: int, sybils: int = 200, groups: int = 4, config: WorldConfig | None = None
+    *,
+    nodes: int,
+    records: int,
+    seed: int,
+    sybils: int = 200,
+    groups: int = 4,
+    minutes: float = 10.0,
+    config: WorldConfig | None = None,
 ) -> Eclipse:
-    """Sybils in a few IP groups, whose ids share many bits with the victim's, keep calling it for ten minutes while
+    """Sybils in a few IP groups, whose ids share many bits with the victim's, keep calling it for some minutes while
     honest nodes, each in a group of its own, go on as always. What the victim gets afterwards, its table decides."""
     run = Experiment(nodes=0, records=0, seed=seed, config=config)
     for number in range(nodes):
@@ -249,18 +256,18 @@ def eclipse(
     run.world.run_for(_SETTLE_S)
     before = {info.peer_id for info in victim.table}
     had = {victim.table.bucket_index(key_of_peer(peer)) for peer in before}
-    near = sorted(
-        (PeerKey.dev(f"sybil-{number}") for number in range(20 * sybils)),
-        key=lambda key: key_of_peer(key.peer_id) ^ key_of_peer(victim.info.peer_id),
-    )[:sybils]
+    ground = sorted(
+        (info.peer_id for info in invented_peers(20 * sybils, rng=run.world.rng)),
+        key=lambda peer: key_of_peer(peer) ^ place,
+    )
     infos = []
-    for number, key in enumerate(near):
+    for number, peer in enumerate(ground[:sybils]):
         address = Multiaddr(f"/ip4/99.{number % groups}.{number // groups}.1/tcp/4001")
-        infos.append(run.world.add(key.peer_id, addrs=(address,)).info)
+        infos.append(run.world.add(peer, addrs=(address,), upkeep=False).info)
     lie = wrong_peers(infos)
     for info in infos:
         run.world.adversaries[info.peer_id] = lie
-    for _ in range(60):
+    for _ in range(round(6 * minutes)):
         for info in infos:
             run.world.call(run.world.nodes[info.peer_id], victim.info.peer_id)
         run.world.run_for(10.0)
