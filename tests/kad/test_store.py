@@ -9,7 +9,7 @@ import pytest
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
 from mesh.kad.key import key_of_peer, key_of_record
-from mesh.kad.record import Record
+from mesh.kad.record import Record, Slot
 from mesh.kad.store import Equivocation, Keep, RecordStore, StoreConfig
 from mesh.peer import PeerID
 
