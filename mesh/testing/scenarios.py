@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesh.identity import PeerKey, is_signature
-from mesh.kad.key import key_of_peer
+from mesh.kad.key import key_of_peer, key_of_record
 from mesh.kad.record import Record
 from mesh.kad.validator import NamespaceRule
 from mesh.peer import Multiaddr, PeerID
-from mesh.testing.liars import drops_stores, forges, silent_on_everything, stale, wrong_peers
+from mesh.testing.liars import drops_stores, forges, invented_peers, silent_on_everything, stale, wrong_peers
 from mesh.testing.world import World, WorldConfig, WorldNode
 
 RULES = (NamespaceRule("any", max_value_bytes=1024, max_ttl_s=86_400.0),)
@@ -48,8 +48,12 @@ class Finding:
 class Experiment:
     """A grown world with records in it, and who put them there."""
 
-    def __init__(self, *, nodes: int, records: int, seed: int, config: WorldConfig | None = None) -> None:
+    def __init__(
+        self, *, nodes: int, records: int, seed: int, config: WorldConfig | None = None, bootnodes: int = 0
+    ) -> None:
+        """The first `bootnodes` nodes are whom all others join through; with 0, three by chance."""
         self.world = World(seed=seed, config=config or WorldConfig(upkeep=True), rules=RULES)
+        self._bootnodes = bootnodes
         self._made = itertools.count()
         self.keys: dict[PeerID, PeerKey] = {}
         self.newest: dict[bytes, tuple[PeerID, bytes]] = {}
@@ -63,11 +67,11 @@ class Experiment:
         self.world.run_for(_SETTLE_S)
 
     def join(self, *, address: str | None = None, via: Sequence[PeerID] | None = None) -> WorldNode:
-        """A fresh node, through three that are there."""
+        """A fresh node, through the bootnodes or three that are there."""
         key = PeerKey.dev(f"world-{next(self._made)}")
         self.keys[key.peer_id] = key
         living = self.living()
-        through = via or self.world.rng.sample(living, min(3, len(living)))
+        through = via or living[: self._bootnodes] or self.world.rng.sample(living, min(3, len(living)))
         addrs = (Multiaddr(address),) if address else ()
         return self.world.add(key.peer_id, through, addrs=addrs)
 
@@ -85,6 +89,15 @@ class Experiment:
         owner = by or (known[0] if known else self.world.rng.choice(self.honest()))
         self.world.put(self.world.nodes[owner], self.keys[owner], name, value, ttl_s=LIFE_S)
         self.newest[name] = (owner, value)
+
+    def neighbours_known(self, count: int = 10) -> float:
+        """Part of everybody's closest living `count` that it has in its table."""
+        world, living = self.world, self.living()
+        known = 0
+        for peer in living:
+            closest = [other for other in world.closest(key_of_peer(peer), count + 1) if other != peer]
+            known += sum(other in world.nodes[peer].table for other in closest[:count])
+        return known / max(1, count * len(living))
 
     def kill(self, part: float) -> None:
         """That part of the nodes is gone at once."""
@@ -137,12 +150,32 @@ def churn(
     return run.check(list(run.newest))
 
 
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """How two halves came together again."""
+
+    neighbours_apart: float
+    """Part of everybody's ten closest it knew, when the halves could reach each other again."""
+    neighbours_after: float
+    """The same some time later."""
+    gets: Finding
+    """Then."""
+
+
 def partition(
-    *, nodes: int, records: int, seed: int, minutes: float = 10.0, config: WorldConfig | None = None
-) -> Finding:
-    """The network falls into halves for a while, both of which go on writing; afterwards the newest record of each key
-    is what everybody finds."""
-    run = Experiment(nodes=nodes, records=records, seed=seed, config=config)
+    *,
+    nodes: int,
+    records: int,
+    seed: int,
+    minutes: float = 10.0,
+    healing_s: float = 150.0,
+    config: WorldConfig | None = None,
+) -> Healing:
+    """The network falls into halves for a while, both of which go on writing; afterwards neighbours know each other
+    again and the newest record of each key is what everybody finds. Two bootnodes, one in each half, are all that every
+    node was told. `healing_s` is two rounds in which bootnodes are tried, and a little; nothing is published anew for
+    twice as long."""
+    run = Experiment(nodes=nodes, records=records, seed=seed, config=config, bootnodes=2)
     left, right = run.living()[::2], run.living()[1::2]
     run.world.split((left, right))
     names = list(run.newest)
@@ -154,20 +187,22 @@ def partition(
         run.put(b"any/new-%d" % number, b"new", by=run.world.rng.choice((left, right)[number % 2]))
     run.world.run_for(minutes * 30.0)
     run.world.heal()
-    run.world.run_for(3 * run.world.config.rejoin_s + 2 * run.world.config.schedule.republish_s)
-    return run.check(list(run.newest))
+    apart = run.neighbours_known()
+    run.world.run_for(healing_s)
+    return Healing(apart, run.neighbours_known(), run.check(list(run.newest)))
 
 
 def byzantine(
     *, nodes: int, records: int, seed: int, part: float = 0.2, paths: int = 3, config: WorldConfig | None = None
 ) -> Finding:
-    """A part of the nodes lies: names its own kind only, says nothing, drops what it says it stored, forges, or returns
-    what is old. They were there before the records, half of which were replaced since."""
+    """A part of the nodes lies: names its own kind only, or peers that do not exist, says nothing, drops what it says
+    it stored, forges, or returns what is old. They were there before the records, half of which were replaced since."""
     run = Experiment(nodes=nodes, records=0, seed=seed, config=config)
     living = run.living()
     liars = run.world.rng.sample(living, int(part * len(living)))
     infos = [run.world.nodes[peer].info for peer in liars]
-    kinds = (wrong_peers(infos), silent_on_everything(), drops_stores(), forges(), stale())
+    invented = invented_peers(4 * nodes, rng=run.world.rng)
+    kinds = (wrong_peers(infos), wrong_peers(invented), silent_on_everything(), drops_stores(), forges(), stale())
     for number, peer in enumerate(liars):
         run.world.adversaries[peer] = kinds[number % len(kinds)]
     for round_ in range(2):
@@ -190,6 +225,9 @@ class Eclipse:
     lost_buckets: int
     """Buckets that had honest peers and have none any more."""
     gets: Finding
+    """Of the victim, of keys anywhere."""
+    crowded: Finding
+    """Of everybody else, of keys that lie as near to the victim as the Sybils do: theirs to keep or to drop."""
 
 
 def eclipse(
@@ -203,8 +241,12 @@ def eclipse(
         run.world.run_for(0.5)
     for number in range(records):
         run.put(b"any/%d" % number, b"value %d" % number)
-    run.world.run_for(_SETTLE_S)
     victim = run.world.nodes[run.honest()[nodes // 2]]
+    place = key_of_peer(victim.info.peer_id)
+    around = [name for name in (b"any/near-%d" % n for n in range(1000)) if (key_of_record(name) ^ place) >> 252 == 0]
+    for name in around[:records]:
+        run.put(name, b"near")
+    run.world.run_for(_SETTLE_S)
     before = {info.peer_id for info in victim.table}
     had = {victim.table.bucket_index(key_of_peer(peer)) for peer in before}
     near = sorted(
@@ -224,13 +266,16 @@ def eclipse(
         run.world.run_for(10.0)
     after = {info.peer_id for info in victim.table}
     has = {victim.table.bucket_index(key_of_peer(peer)) for peer in after if peer not in run.world.adversaries}
-    gets = run.check(list(run.newest), paths=3, askers=[victim.info.peer_id])
+    gets = run.check([name for name in run.newest if name not in around], paths=3, askers=[victim.info.peer_id])
+    others = [peer for peer in run.honest() if peer != victim.info.peer_id]
+    crowded = run.check([name for name in run.newest if name in around], paths=3, askers=others)
     return Eclipse(
         len(before),
         sum(peer not in run.world.adversaries for peer in after),
         sum(peer in run.world.adversaries for peer in after),
         len({index for index in had if index < victim.table.buckets - 1} - has),
         gets,
+        crowded,
     )
 
 

@@ -38,7 +38,9 @@ def test_a_tenth_of_the_nodes_changing_every_minute_loses_nothing() -> None:
 
 def test_a_partition_heals_and_no_newer_record_loses_to_an_older() -> None:
     found = partition(nodes=40, records=20, seed=1)
-    assert (found.correct, found.tried, found.stale) == (40, 40, 0)
+    assert (found.gets.correct, found.gets.tried, found.gets.stale) == (40, 40, 0)
+    assert found.neighbours_apart < 0.9
+    assert found.neighbours_after >= 0.99
 
 
 @pytest.mark.parametrize("seed", [1, 2])
