@@ -61,6 +61,7 @@ class Peer:
     what: str
     lacks: dict[str, str]
     rss_mb_per_node: float
+    rss_mb_at_end: float = 0.0
     idle_cpu_ms_per_s: float = 0.0
     times_ms: dict[str, list[float]] = field(default_factory=dict)
     cpu_ms: dict[str, list[float]] = field(default_factory=dict)
@@ -140,19 +141,24 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         for peer in peers:  # before anything else: channels are not open, nothing is cached
             peer.measure("put_cold" if "put_cold" not in peer.lacks else "put_20", COUNTS["put_cold"])
             peer.measure("get_cold", COUNTS["get_cold"])
-        for number in range(options.rounds):
-            for op in OPS:
+        for number in range(2 * options.rounds):
+            # Joins come last: the nodes that joined leave again, and KadDHT's gets do not get over peers that left.
+            for op in OPS[:-1] if number < options.rounds else OPS[-1:]:
                 turn = number % max(1, len(peers))
                 for peer in peers[turn:] + peers[:turn]:
                     peer.measure(op, max(1, COUNTS[op] // divisor))
             loads.append(os.getloadavg()[0])
-            progress(f"round {number + 1} of {options.rounds} done, load {loads[-1]:.1f}")
+            progress(f"round {number + 1} of {2 * options.rounds} done, load {loads[-1]:.1f}")
         if options.kill:
             for peer in peers:
                 if not peer.gone:
                     peer.child.tell(op="kill", part=0.2)
                     peer.child.hear(OP_S)
                     peer.measure("get_after_kill", COUNTS["get_after_kill"])
+        for peer in peers:
+            peer.rss_mb_at_end = (
+                round(peer.child.rss_bytes() / max(1, options.nodes) / 2**20, 1) if not peer.gone else 0.0
+            )
         rows = [peer.row(op) for op in (*OPS, *EXTRA) for peer in peers if op in OPS or op in peer.times_ms]
         rows += [
             {"peer": name, "op": op, **dict.fromkeys(FIGURES), "note": why}
@@ -171,6 +177,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
                 peer.name: {
                     "what": peer.what,
                     PER_NODE: peer.rss_mb_per_node,
+                    "rss_mb_per_node_at_end": peer.rss_mb_at_end,
                     "idle_cpu_ms_per_s": peer.idle_cpu_ms_per_s,
                 }
                 for peer in peers
@@ -187,7 +194,8 @@ def table(report: dict[str, Any]) -> str:
         "",
     ]
     lines += [
-        f"- {name}: {peer['what']}; {peer[PER_NODE]} MiB a node; idle {peer['idle_cpu_ms_per_s']} CPU-ms/s in all"
+        f"- {name}: {peer['what']}; {peer[PER_NODE]} MiB a node at first, "
+        f"{peer['rss_mb_per_node_at_end']} at the end; idle {peer['idle_cpu_ms_per_s']} CPU-ms/s in all"
         for name, peer in report["peers"].items()
     ]
     lines += [

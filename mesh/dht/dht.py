@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -33,7 +34,7 @@ from mesh.dht.state import DhtState
 from mesh.dht.upkeep import Upkeep
 from mesh.dht.watching import Watch
 from mesh.dht.writing import Entry, Writer, expiry_of
-from mesh.errors import DialFailed, LocalProtocolError
+from mesh.errors import ConfigError, DialFailed, LocalProtocolError
 from mesh.identity import PeerKey
 from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_peer, key_of_record
@@ -355,7 +356,7 @@ class DHT:
             self._is_running = False
             self._state.remember(self._peers.table)
             self._state.save()
-            with trio.CancelScope(shield=True):  # the disk's own time, no peer's
+            with trio.CancelScope(shield=True), suppress(ConfigError):  # the disk's own time; it has said what is wrong
                 await self._holdings.flush()
 
     def servicer(self) -> KadServicer:

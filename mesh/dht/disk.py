@@ -159,7 +159,7 @@ class SqliteRecords:
 
     def load(self, store: RecordStore, validator: RecordValidator, *, now: float) -> Loaded:
         """Put into `store` (whose journal this is) what was kept, once, before anything else is put there. Every row
-        is checked anew, signatures too (some 0.1 ms each), but for membership, which the caller asks whenever it
+        is checked anew, signatures too (some 0.2 ms a row), but for membership, which the caller asks whenever it
         answers. Rows that fail are deleted. Raises ConfigError when the file cannot be read, or is too small for what
         the store may hold."""
         proofs_bytes = store.config.max_proofs * MAX_PROOF_BYTES

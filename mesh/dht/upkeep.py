@@ -15,7 +15,7 @@ from mesh.dht.gifts import Gifts
 from mesh.dht.holdings import Holdings
 from mesh.dht.peers import Peers
 from mesh.dht.writing import Writer
-from mesh.errors import MeshError
+from mesh.errors import ConfigError, MeshError
 from mesh.kad.key import key_of_peer
 from mesh.kad.record import Record
 from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
@@ -134,6 +134,8 @@ class Upkeep:
             await trio.sleep(self._config.expire_s)
             for record in self._holdings.store.expire(self._holdings.now()):
                 self._writer.forget(record.slot)
+            with suppress(ConfigError):  # the disk has said what is wrong; records go on in memory
+                await self._holdings.flush()
 
     async def _hand_over(self) -> None:
         """Give a peer that is new here the records it should hold, if of those who hold them we are the closest."""

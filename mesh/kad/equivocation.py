@@ -119,6 +119,8 @@ class ProofBook:
 
     def add(self, proof: Equivocation) -> tuple[Equivocation, ...]:
         """Keep a proof. Returns those that left for it, and itself when there is no room for any."""
+        if self._by_slot.get(proof.slot) == proof:
+            return ()
         gone = [self._remove(proof.slot)] if proof.slot in self._by_slot else []
         self._by_slot[proof.slot] = proof
         mine = self._by_owner.setdefault(proof.owner, OrderedDict())

@@ -35,14 +35,18 @@ class BlockPosition:
 
 
 Predicate = Callable[[Record, BlockPosition | None], None]
-"""Raises RecordRejected. What raises it with reason "window" holds for storing only, not for reading."""
+"""Raises RecordRejected. What raises it with reason "window" holds for storing only, not for reading.
+
+A tombstone, whose value is empty, is shown to all of them. Of what they raise then only a "window" counts, unless they
+judge the PLACE: else a commitment could be deleted after its window has closed.
+"""
 
 
 class Judges(enum.Enum):
     """What a predicate looks at; one that does not say looks at the value."""
 
     VALUE = enum.auto()
-    """Not asked about tombstones, which have none."""
+    """What it says of tombstones, which have none, does not count, but for a closed window."""
     PLACE = enum.auto()
     """Key and subkey: a tombstone takes a place as any record does."""
 

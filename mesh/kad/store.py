@@ -223,7 +223,8 @@ class RecordStore:
         slot = record.slot
         held = self._held(slot)
         if held is not None and is_equivocation(held.record, record):
-            self.prove(Equivocation.of(held.record, record))
+            if self._is_new_proof(record, held.record):
+                self.prove(Equivocation.of(held.record, record))
             if record.order < held.record.order:
                 raise RecordRejected(
                     "older", "same seq as another record of this slot: kept as proof against its owner"

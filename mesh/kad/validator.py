@@ -317,7 +317,7 @@ class RecordValidator:
             if purpose is Purpose.STORE and held is not None:
                 self._check_held(record, held, sender)
             self._check_schema(record)
-            self._check_predicates(record, position)
+            self._check_predicates(record, position, purpose)
             self._check_signature(record, sender if purpose is Purpose.STORE else None, now or 0.0)
 
     def validate(
@@ -370,7 +370,7 @@ class RecordValidator:
             ("membership", lambda: self._check_member(record, member)),
             ("quota", lambda: None if held is None else self._check_held(record, held, None)),
             ("schema", lambda: self._check_schema(record)),
-            ("predicate", lambda: self._check_predicates(record, position)),
+            ("predicate", lambda: self._check_predicates(record, position, Purpose.STORE)),
             ("signature", lambda: self._check_signature(record, None, now)),
         )
         return tuple(_verdict(name, check) for name, check in checks)
@@ -442,13 +442,20 @@ class RecordValidator:
         if schema is not None and not record.tombstone:
             unpack_value(schema, record.value)
 
-    def _check_predicates(self, record: Record, position: BlockPosition | None) -> None:
+    def _check_predicates(self, record: Record, position: BlockPosition | None, purpose: Purpose) -> None:
         for predicate in self.rule(record.key).predicates:
             if isinstance(predicate, StoreWindow):
                 continue
-            if record.tombstone and getattr(predicate, "judges", Judges.VALUE) is Judges.VALUE:
-                continue
-            predicate(record, position)
+            try:
+                predicate(record, position)
+            except RecordRejected as error:
+                is_window = error.reason == "window"
+                if is_window and purpose is Purpose.READ:
+                    continue  # about the moment of storing, whoever says so
+                judges_value = getattr(predicate, "judges", Judges.VALUE) is Judges.VALUE
+                if record.tombstone and judges_value and not is_window:
+                    continue  # there is none
+                raise
 
     def _check_signature(self, record: Record, sender: PeerID | None, now: float) -> None:
         # The digest leaves the signature out, so the cache must not: else known content with a garbage

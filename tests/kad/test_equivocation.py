@@ -109,6 +109,7 @@ def test_one_liar_with_many_slots_does_not_push_out_proofs_against_others() -> N
 
     against_bob = proof(0, BOB)
     assert book.add(against_bob) == ()
+    assert book.add(proof(0, BOB)) == ()  # the same once more
     left = [gone for number in range(10) for gone in book.add(proof(number, ALICE))]
     assert [gone.slot.key for gone in left] == [b"ns/%d" % number for number in range(8)]
     assert [(p.owner, p.slot.key) for p in book.proofs] == [

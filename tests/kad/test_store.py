@@ -9,8 +9,9 @@ import pytest
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
 from mesh.kad.key import key_of_peer, key_of_record
-from mesh.kad.record import Record
+from mesh.kad.record import Record, Slot
 from mesh.kad.store import Equivocation, Keep, RecordStore, StoreConfig
+from mesh.peer import PeerID
 
 NOW = 1_800_000_000.0
 OWNERS = [PeerKey.dev(name) for name in ("a", "b", "c")]
@@ -94,6 +95,32 @@ def test_two_values_for_one_seq_are_kept_as_proof_whichever_wins() -> None:
     put(other, one, two)
     assert other.proofs == (Equivocation.of(one, two),)
     assert other.records(b"k/1", now=NOW) == (two,)
+
+
+def test_a_journal_that_heard_of_a_proof_keeps_it_when_the_lie_is_told_again() -> None:
+    told: list[str] = []
+
+    class Told:
+        def kept(self, record: Record, keep: Keep, sender: PeerID | None) -> None:
+            told.append("kept")
+
+        def dropped(self, slot: Slot) -> None:
+            told.append("dropped")
+
+        def proven(self, proof: Equivocation) -> None:
+            told.append("proven")
+
+        def unproven(self, proof: Equivocation) -> None:
+            told.append("unproven")
+
+    one, two = sorted((record(value=b"yes"), record(value=b"no")), key=lambda r: r.order)
+    held = RecordStore(LOCAL, journal=Told())
+    put(held, one, two)
+    with pytest.raises(RecordRejected, match="older"):
+        put(held, one)
+    assert told == ["kept", "proven", "kept"]
+    held.drop(one.slot)
+    assert told[3:] == ["dropped"]
 
 
 def test_proofs_are_bounded() -> None:

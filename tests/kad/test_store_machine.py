@@ -62,6 +62,8 @@ class PlainStore:
         return evicted
 
     def prove(self, proof: Equivocation) -> None:
+        if any(p.slot == proof.slot and p.first.seq == proof.first.seq for p in self.proofs):
+            return
         self.proofs = [p for p in self.proofs if p.slot != proof.slot] + [proof]
         mine = [p for p in self.proofs if p.owner == proof.owner]
         if len(mine) > 2:
@@ -226,4 +228,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestStore.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

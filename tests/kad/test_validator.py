@@ -422,6 +422,22 @@ def test_one_peer_cannot_make_us_hold_more_than_its_share() -> None:
     store.put(signed(b"raw/4", key=owners[2]), max_per_owner=2, sender=BOB.peer_id)
 
 
+def test_a_closed_window_holds_for_tombstones_and_not_for_readers_whoever_closes_it() -> None:
+    def early(record: Record, position: BlockPosition | None) -> None:
+        """A predicate of a subnet's own, that is no StoreWindow and reads the value."""
+        window(0, 3, slack=0)(record, position)
+        odd(record, position)
+
+    rule = NamespaceRule("own", schema=Claim, max_ttl_s=100.0, predicate=early)
+    by = RecordValidator([rule], subnet_id=1, genesis=GENESIS)
+    claim, gone = signed(b"own/5", CLAIM), signed(b"own/5", b"", tombstone=True)
+    for record in (claim, gone):
+        check(record, by=by, position=BlockPosition(102, 5, 2, 20))
+        with pytest.raises(RecordRejected, match="window"):
+            check(record, by=by, position=BlockPosition(110, 5, 10, 20))
+        check(record, by=by, position=BlockPosition(110, 5, 10, 20), purpose=Purpose.READ)
+
+
 def test_once_per_epoch_whatever_the_spelling() -> None:
     rule = NamespaceRule("once", max_ttl_s=100.0, predicate=once_per_epoch())
     by = RecordValidator([rule], subnet_id=1, genesis=GENESIS)
