@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.kad.store import StoreConfig
-from mesh.testing.scenarios import Experiment, byzantine, churn, eclipse, kill_twice, partition
+from mesh.testing.scenarios import Experiment, byzantine, churn, eclipse, kill_twice, partition, surround
 from mesh.testing.world import WorldConfig
 
 
@@ -33,7 +33,7 @@ def test_without_repair_the_second_death_costs_records() -> None:
 
 
 def test_a_tenth_of_the_nodes_changing_every_minute_loses_nothing() -> None:
-    found = churn(nodes=50, records=40, seed=1, minutes=10)
+    found = churn(nodes=40, records=40, seed=1, minutes=8)
     assert (found.correct, found.forged, found.stale) == (40, 0, 0)
 
 
@@ -57,6 +57,15 @@ def test_two_hundred_sybils_in_four_ip_groups_do_not_surround_a_node() -> None:
     assert found.lost_buckets == 0
     assert found.gets.correct == found.gets.tried
     assert found.sybils <= 100  # those limits let in
+
+
+def test_sybils_around_a_key_hide_what_is_put_since_but_not_what_was_there() -> None:
+    """The limit of what a DHT can do: who owns all places around a key decides what becomes of it."""
+    found = surround(nodes=60, records=20, keys=5, seed=1)
+    assert found.before.correct == found.before.tried == 5
+    assert found.others.correct == found.others.tried == 15
+    assert found.after.correct < 5
+    assert found.after.forged == 0
 
 
 def test_full_replicas_are_not_sent_in_vain_every_round() -> None:
