@@ -299,12 +299,13 @@ def surround(
     keys: int = 10,
     sybils: int = 20,
     groups: int = 4,
+    rounds: int = 5,
     config: WorldConfig | None = None,
 ) -> Surrounded:
-    """Around each of some keys so many Sybils that lie closer to it than any honest node, and call those near:
-    what is put from then on has all its replicas with them, and they drop it. The limits on IP groups, which are about
-    tables, let them in: each bucket has room for some of each group. What is left is the owner's own copy, and that
-    whoever becomes a member has staked for it."""
+    """Around each of the first `keys` keys so many Sybils that lie closer to it than any honest node; they call those
+    near, `rounds` times in as many half minutes. What is put there from then on has most of its replicas with them, and
+    they drop it. The limits on IP groups, which are about tables, let them in: each bucket has room for some of each
+    group. What is left is the owner's own copy, and that whoever becomes a member has staked for it."""
     run = Experiment(nodes=nodes, records=0, seed=seed, config=config)
     world = run.world
     names = [b"any/%d" % number for number in range(records)]
@@ -324,7 +325,7 @@ def surround(
             callers.append((world.add(peer, addrs=(address,), upkeep=False), near))
     lie = wrong_peers([node.info for node, _ in callers])
     world.adversaries.update((node.info.peer_id, lie) for node, _ in callers)
-    for _ in range(5):
+    for _ in range(rounds):
         for node, near in callers:
             for peer in near:
                 world.call(node, peer)
