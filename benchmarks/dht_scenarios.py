@@ -29,7 +29,7 @@ CLAIMS: dict[str, str] = {
     "byzantine": "20 % of the nodes lie: >= 99 % of the gets are correct with 3 paths, no forged record is accepted",
     "eclipse": "200 Sybils in 4 IP groups: every bucket keeps honest peers, >= 99 % of the gets are correct",
     "surround": "200 Sybils around 10 keys, closer than any honest node: what was put there before is found by 99 % of "
-    "the gets with 3 paths, and so is what lies elsewhere",
+    "the gets with 3 paths",
 }
 
 
@@ -52,7 +52,7 @@ def run(
         return found.success >= 0.99 and not found.forged, found
     if name == "surround":
         around = scenarios.surround(**arguments)
-        return min(around.before.success, around.others.success) >= 0.99, around
+        return around.before.success >= 0.99 and not around.after.forged, around
     eclipse = scenarios.eclipse(**arguments)
     return not eclipse.lost_buckets and eclipse.gets.success >= 0.99 and not eclipse.gets.forged, eclipse
 
@@ -73,12 +73,11 @@ def main(
         say(f"  {verdict}: {gets.correct} of {gets.tried} gets correct, {gets.stale} stale, {gets.forged} forged")
         if isinstance(found, Eclipse):
             say(f"  honest peers in the table {found.honest_before} -> {found.honest_after}, Sybils {found.sybils}")
-            say(
-                f"  not claimed: of keys among the Sybils {found.crowded.correct} of {found.crowded.tried} gets correct"
-            )
         if isinstance(found, Surrounded):
+            since, elsewhere = found.after, found.others
+            say(f"  not claimed: of what was put there since, {since.correct} of {since.tried} gets correct")
             say(
-                f"  not claimed: of what was put there since, {found.after.correct} of {found.after.tried} gets correct"
+                f"  not claimed: of what was put elsewhere since, {elsewhere.correct} of {elsewhere.tried} gets correct"
             )
         if isinstance(found, Healing):
             say(f"  of everybody's ten closest known: {found.neighbours_apart:.1%} -> {found.neighbours_after:.1%}")
