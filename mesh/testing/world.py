@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
+from mesh.kad.diversity import crowding, outside, second_seeds
 from mesh.kad.key import Key, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
 from mesh.kad.patience import Patience, PatienceConfig
@@ -300,12 +301,17 @@ class World:
         alpha: int,
         paths: int | None = None,
         seeds: Sequence[PeerInfo] = (),
+        first: Outcome | None = None,
+        without: frozenset[str] = frozenset(),
     ) -> Outcome:
+        """With `first`, a second opinion on it: of peers outside these IP groups, beginning with the seeds only."""
         paths = paths or self.config.lookup.paths
         config = self.config.lookup.model_copy(update={"alpha": alpha, "paths": paths})
         lookup = Lookup(message.target, k, local=node.info.peer_id, config=config, patience=node.patience)
-        lookup.start((*seeds, *node.table.closest(message.target, max(k, self.config.routing.bucket_size))))
-        outcome = Outcome(lookup)
+        known = node.table.closest(message.target, max(k, self.config.routing.bucket_size)) if first is None else ()
+        lookup.start((*seeds, *known))
+        outcome = Outcome(lookup) if first is None else first
+        outcome.lookup = lookup
         alarm = float("inf")
 
         def ring() -> None:
@@ -315,7 +321,7 @@ class World:
 
         def advance() -> None:
             nonlocal alarm
-            if outcome.done or not node.alive:
+            if outcome.done or outcome.lookup is not lookup or not node.alive:
                 return
             for info in lookup.next_requests(self.now):
                 ask(info)
@@ -324,6 +330,14 @@ class World:
                 lookup.widen(self.config.miss_width)
                 advance()
                 return
+            if is_miss and first is None:
+                crowded = crowding(lookup.closest())
+                others = second_seeds(node.table, message.target, crowded, count=self.config.routing.bucket_size)
+                if crowded and others:
+                    self._drive(
+                        node, k, message, then, alpha=alpha, paths=paths, seeds=others, first=outcome, without=crowded
+                    )
+                    return
             if lookup.finished:
                 outcome.done = True
                 if then is not None:
@@ -348,7 +362,8 @@ class World:
                 except RecordRejected:
                     failed()
                     return
-                lookup.on_response(info.peer_id, reply.closer, now=self.now, counts=counts)
+                closer = outside(reply.closer, without) if without else reply.closer
+                lookup.on_response(info.peer_id, closer, now=self.now, counts=counts)
                 advance()
 
             def failed() -> None:

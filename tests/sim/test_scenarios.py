@@ -59,6 +59,13 @@ def test_two_hundred_sybils_in_four_ip_groups_do_not_surround_a_node() -> None:
     assert found.sybils <= 100  # those limits let in
 
 
+def test_who_is_told_nothing_by_a_few_networks_asks_the_others() -> None:
+    """Sybils outnumber the honest four to one: all 20 peers nearest to some keys in the victim's table are theirs.
+    Without the second opinion (mesh.kad.diversity) one of these 30 gets finds nothing."""
+    found = eclipse(nodes=50, records=30, seed=1, minutes=2.0)
+    assert found.gets.correct == found.gets.tried
+
+
 def test_sybils_around_a_key_hide_what_is_put_since_but_not_what_was_there() -> None:
     """The limit of what a DHT can do: who owns all places around a key decides what becomes of it."""
     found = surround(nodes=60, records=20, keys=5, rounds=1, seed=1)
