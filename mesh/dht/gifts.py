@@ -11,8 +11,10 @@ from typing import Final
 import trio
 
 from mesh.dht.config import DhtConfig
+from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
+from mesh.dht.servicer import HELD
 from mesh.errors import MeshError
 from mesh.kad.record import Record, Slot
 from mesh.kad.replicas import Refusals
@@ -29,8 +31,9 @@ _GIVERS: Final = 4
 class Gifts:
     """What is to be given to whom. `run` it."""
 
-    def __init__(self, peers: Peers, *, config: DhtConfig, metrics: DhtMetrics) -> None:
+    def __init__(self, peers: Peers, holdings: Holdings, *, config: DhtConfig, metrics: DhtMetrics) -> None:
         self._peers = peers
+        self._holdings = holdings
         self._config = config
         self._metrics = metrics
         self._waiting: OrderedDict[PeerInfo, dict[Slot, Record]] = OrderedDict()
@@ -38,7 +41,14 @@ class Gifts:
         self._refusals = Refusals()
 
     def offer(self, info: PeerInfo, records: Sequence[Record]) -> None:
-        """Send these to the peer soon. Nodes that hold no replicas themselves give none."""
+        """Send these to the peer soon, those left out that may not be spread or that it refused lately. Nodes that hold
+        no replicas themselves give none."""
+        now = trio.current_time()
+        records = [
+            record
+            for record in records
+            if not self._refusals.holds(info.peer_id, record.digest, now=now) and self._holdings.may_be_spread(record)
+        ]
         if not records or self._peers.role is not Role.SERVER:
             return
         lacking = self._waiting.get(info)
@@ -54,10 +64,6 @@ class Gifts:
             ):
                 lacking[record.slot] = record
         self._news.set()
-
-    def was_refused(self, info: PeerInfo, record: Record) -> bool:
-        """Whether the peer said lately that it will not hold this record."""
-        return self._refusals.holds(info.peer_id, record.digest, now=trio.current_time())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Give until cancelled."""
@@ -86,7 +92,7 @@ class Gifts:
             if is_full and batch:
                 judged = await self._peers.ask_store(info, tuple(batch), want=0)
                 for given, verdict in zip(batch, judged, strict=True):
-                    if verdict.verdict not in ("", "duplicate"):
+                    if verdict.verdict not in HELD:
                         self._refusals.note(info.peer_id, given.digest, verdict.verdict, now=trio.current_time())
                 self._metrics.given += len(batch)
                 batch, size = [], 0

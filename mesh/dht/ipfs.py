@@ -135,8 +135,10 @@ class IpfsWire:
                         with trio.fail_after(self._config.write_s):
                             await stream.send_all(protobuf.framed(ipfs.encode(answer)))
         except (MeshError, trio.TooSlowError) as error:
-            reason = error.reason if isinstance(error, RecordRejected | NotAuthorized) else type(error).__name__
-            self._metrics.count(self._metrics.refused, reason)
+            if isinstance(error, RecordRejected | NotAuthorized):
+                self._metrics.count(self._metrics.refused, error.reason)
+            elif isinstance(error, RemoteProtocolError):
+                self._metrics.count(self._metrics.refused, "malformed")
             log.debug("dht.ipfs_refused", extra={"peer": str(peer), "error": str(error)})
             await stream.reset()
         finally:
@@ -237,12 +239,12 @@ class IpfsWire:
             near = await exchange.ask(Message(Kind.GET_VALUE, key))
             closer = self._parse(near.closer)
             if record.subkey or record.tombstone:
-                return Judged(Role.SERVER, "not-a-replica", closer)
+                return Judged("not-a-replica", closer)
             try:
                 await exchange.ask(Message(Kind.PUT_VALUE, key, record.to_bytes(), key))
             except StreamBroken:
-                return Judged(Role.SERVER, "refused", closer)
-            return Judged(Role.SERVER, "", closer)
+                return Judged("refused", closer)
+            return Judged("", closer)
 
     async def ask_provide(self, info: PeerInfo, key: bytes) -> Judged:
         """Tell a foreign peer that we have something. Raises MeshError."""
@@ -251,7 +253,7 @@ class IpfsWire:
             near = await exchange.ask(Message(Kind.GET_PROVIDERS, key))
             ours = (local.peer_id.multihash, raw_addrs(local.addrs))
             await exchange.tell(Message(Kind.ADD_PROVIDER, key, providers=(ours,)))
-        return Judged(Role.SERVER, "", self._parse(near.closer))
+        return Judged("", self._parse(near.closer))
 
     async def ping(self, info: PeerInfo) -> None:
         """Whether a peer serves this wire: it is asked for its neighbourhood, for not all answer PING. Raises

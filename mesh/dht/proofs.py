@@ -4,6 +4,8 @@ everybody who reads there is told."""
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from typing import Final
 
 import trio
 
@@ -13,8 +15,12 @@ from mesh.errors import MeshError
 from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_record
 from mesh.kad.wire import Role
+from mesh.peer import PeerID
 
 log = logging.getLogger(__name__)
+
+_MAX_TOLD: Final = 4096
+"""Proofs remembered as passed on: many more than a store keeps, which forgets one for another."""
 
 
 class ProofSpreader:
@@ -24,11 +30,16 @@ class ProofSpreader:
     def __init__(self, peers: Peers, *, config: DhtConfig) -> None:
         self._peers = peers
         self._config = config
+        self._told: OrderedDict[tuple[PeerID, bytes, bytes], None] = OrderedDict()
         self._in, self._out = trio.open_memory_channel[Equivocation](config.max_proofs_queued)
 
     def offer(self, proof: Equivocation) -> None:
         """Tell others of this proof soon. One too many is told to nobody but those who read here."""
-        if self._peers.role is Role.SERVER:
+        name = (proof.owner, proof.first.digest, proof.second.digest)
+        if self._peers.role is Role.SERVER and name not in self._told:
+            self._told[name] = None
+            if len(self._told) > _MAX_TOLD:
+                self._told.popitem(last=False)
             try:
                 self._in.send_nowait(proof)
             except trio.WouldBlock:

@@ -281,7 +281,7 @@ class Reader:
             near = [miss] if miss is not None and miss.peer_id in collected.returned else []
         for info in near:
             lacking = [r for r in collected.newest.values() if r.digest not in collected.returned[info.peer_id]]
-            self._gifts.offer(info, [record for record in lacking if self._holdings.may_be_spread(record)])
+            self._gifts.offer(info, lacking)
 
     async def _present(self, collected: _Collected, called_at: float) -> Found:
         newest = await self._merged(collected)

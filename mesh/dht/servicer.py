@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 STORED: Final = ""
 """The verdict on a record that is held now."""
+HELD: Final = frozenset({STORED, "duplicate"})
+"""Verdicts after which the peer holds the record."""
 
 
 class KadServicer(Servicer):
@@ -121,7 +123,7 @@ class KadServicer(Servicer):
             else:
                 verdicts.append(STORED)
             closer.append(near)
-            if verdicts[-1] not in (STORED, "duplicate"):
+            if verdicts[-1] not in HELD:
                 self._metrics.count(self._metrics.refused, verdicts[-1])
         return StoreReply(role=self._config.role, verdicts=tuple(verdicts), peers=naming.peers(), closer=tuple(closer))
 
@@ -168,8 +170,9 @@ class KadServicer(Servicer):
             for raw in request.proofs:
                 try:
                     new += await self._holdings.learn_proof(Equivocation.from_bytes(raw))
-                except RecordRejected as error:
-                    self._metrics.count(self._metrics.refused, f"proof-{error.reason}")
+                except (RecordRejected, RemoteProtocolError) as error:
+                    reason = error.reason if isinstance(error, RecordRejected) else "malformed"
+                    self._metrics.count(self._metrics.refused, f"proof-{reason}")
                     log.debug("dht.proof_refused", extra={"peer": str(ctx.remote), "error": str(error)})
         return ProofReply(role=self._config.role, new=new)
 

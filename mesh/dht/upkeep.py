@@ -99,7 +99,8 @@ class Upkeep:
             return
         owing: list[tuple[bytes, Sequence[PeerInfo]]] = []
         keys = self._holdings.store.keys()
-        pairs = owed(keys, self._peers.table, replicas=self._config.replicas, local=self._local)
+        near = self._config.routing.bucket_size
+        pairs = owed(keys, self._peers.table, replicas=self._config.replicas, local=self._local, near=near)
         for number, pair in enumerate(pairs):
             if number % 64 == 63:
                 await trio.lowlevel.checkpoint()
@@ -115,7 +116,7 @@ class Upkeep:
             record
             for key in keys
             for record in self._holdings.store.records(key, now=now)
-            if self._holdings.may_be_spread(record) and not self._writer.is_named(record.slot)
+            if self._holdings.may_be_spread(record)
         ]
         for start in range(0, len(records), MAX_OFFER):
             batch = records[start : start + MAX_OFFER]
@@ -126,8 +127,7 @@ class Upkeep:
                 with suppress(MeshError):  # once more, so that a replica that is gone is not counted on for long
                     await self._peers.ping(info)
                 return
-            lacking = [batch[place] for place in wanted]
-            self._gifts.offer(info, [record for record in lacking if not self._gifts.was_refused(info, record)])
+            self._gifts.offer(info, [batch[place] for place in wanted])
 
     async def _drop_expired(self) -> None:
         while True:
@@ -150,5 +150,4 @@ class Upkeep:
                     key, info.peer_id, self._peers.table, local=self._local, replicas=self._config.replicas
                 ):
                     batch += self._holdings.store.records(key, now=self._holdings.now())
-            # One whose window is over the new peer reads from us.
-            self._gifts.offer(info, [record for record in batch if self._holdings.may_be_sent(record)])
+            self._gifts.offer(info, batch)

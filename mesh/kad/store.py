@@ -71,6 +71,8 @@ class Keep(enum.Enum):
     namespace and by every owner's share."""
     OWN = enum.auto()
     """Ours: stays until it expires."""
+    NAMED = enum.auto()
+    """The same, for peers that its owner named and for no others."""
 
 
 class Journal(Protocol):

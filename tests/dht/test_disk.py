@@ -308,7 +308,8 @@ def test_a_node_that_crashed_still_holds_what_it_acknowledged_and_publishes_its_
         other = await cluster.add("other")
         await node.dht.put(b"any/mine", b"mine", ttl_s=3000)
         await other.dht.put(b"any/theirs", b"theirs", ttl_s=3000)
-        node.dht._disk.close()  # type: ignore[union-attr]  # as far as the file knows, a crash
+        node.stop()
+        await trio.sleep(1)
 
     @in_sim
     async def after(nursery: trio.Nursery) -> None:
@@ -321,7 +322,8 @@ def test_a_node_that_crashed_still_holds_what_it_acknowledged_and_publishes_its_
         }
         await trio.sleep(30)
         assert [record.value for record in first.dht.local(b"any/mine")] == [b"mine"]
-        node.dht._disk.close()  # type: ignore[union-attr]
+        node.stop()
+        await trio.sleep(1)
 
     before()
     after()
