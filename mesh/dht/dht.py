@@ -355,9 +355,11 @@ class DHT:
         finally:
             self._is_running = False
             self._state.remember(self._peers.table)
-            self._state.save()
-            with trio.CancelScope(shield=True), suppress(ConfigError):  # the disk's own time; it has said what is wrong
-                await self._holdings.close()
+            try:
+                self._state.save()
+            finally:
+                with trio.CancelScope(shield=True), suppress(ConfigError):  # the disk's time; it has said what is wrong
+                    await self._holdings.close()
 
     def servicer(self) -> KadServicer:
         """What answers others; `run` serves it. Simulated adversaries derive theirs from it."""

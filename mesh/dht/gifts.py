@@ -20,7 +20,7 @@ from mesh.kad.record import Record, Slot
 from mesh.kad.replicas import Refusals
 from mesh.kad.validator import record_bytes
 from mesh.kad.wire import MAX_BATCH, Role
-from mesh.peer import PeerInfo
+from mesh.peer import PeerID, PeerInfo
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class Gifts:
         self._holdings = holdings
         self._config = config
         self._metrics = metrics
-        self._waiting: OrderedDict[PeerInfo, dict[Slot, Record]] = OrderedDict()
+        self._waiting: OrderedDict[PeerID, tuple[PeerInfo, dict[Slot, Record]]] = OrderedDict()
+        self._bytes = 0
         self._news = trio.Event()
         self._refusals = Refusals()
 
@@ -51,18 +52,19 @@ class Gifts:
         ]
         if not records or self._peers.role is not Role.SERVER:
             return
-        lacking = self._waiting.get(info)
-        if lacking is None:
-            if len(self._waiting) >= self._config.max_gifts:
-                log.debug("dht.gift_skipped", extra={"peer": str(info.peer_id)})
-                return
-            lacking = self._waiting[info] = {}
+        if info.peer_id not in self._waiting and len(self._waiting) >= self._config.max_gifts:
+            log.debug("dht.gift_skipped", extra={"peer": str(info.peer_id)})
+            return
+        _, lacking = self._waiting.get(info.peer_id, (info, {}))
+        self._waiting[info.peer_id] = (info, lacking)
         for record in records:
             held = lacking.get(record.slot)
-            if (held is None or held.order < record.order) and (
-                held is not None or len(lacking) < self._config.max_handover_records
-            ):
+            more = record_bytes(record) - (0 if held is None else record_bytes(held))
+            if (held is not None and held.order >= record.order) or self._bytes + more > self._config.max_gift_bytes:
+                continue
+            if held is not None or len(lacking) < self._config.max_handover_records:
                 lacking[record.slot] = record
+                self._bytes += more
         self._news.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,9 +79,11 @@ class Gifts:
             while not self._waiting:
                 self._news = trio.Event() if self._news.is_set() else self._news
                 await self._news.wait()
-            info, lacking = self._waiting.popitem(last=False)
+            _, (info, lacking) = self._waiting.popitem(last=False)
+            self._bytes -= sum(map(record_bytes, lacking.values()))
             try:
-                await self.send(info, tuple(lacking.values()))
+                if lacking:
+                    await self.send(info, tuple(lacking.values()))
             except MeshError as error:
                 log.debug("dht.gift_failed", extra={"peer": str(info.peer_id), "error": str(error)})
 

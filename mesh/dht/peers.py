@@ -347,7 +347,7 @@ class Peers:
             self._shunned[peer] = trio.current_time() + self._config.shun_s
             while len(self._shunned) > self._config.max_shunned:
                 self._shunned.popitem(last=False)
-        elif isinstance(error, RemoteFailure):
+        elif isinstance(error, RemoteFailure | NotAuthorized):
             self.table.on_seen(peer, now=trio.current_time())  # alive, if not well
         else:
             self._failed(peer)
@@ -449,15 +449,22 @@ class Peers:
 
     async def _meet_foreign(self, wire: IpfsWire) -> None:
         """Find out whether members that asked on the other wire serve on it, too."""
-        async for info in wire.heard:
-            if info.peer_id in self.table or not await self.may_be_asked(info.peer_id):
-                continue
-            wire.note(info.peer_id)
-            try:
-                await self.ping(info)
-            except MeshError as error:
-                wire.forget(info.peer_id)
-                log.debug("dht.foreign_only_asks", extra={"peer": str(info.peer_id), "error": str(error)})
+        limiter = trio.CapacityLimiter(8)
+
+        async def one(info: PeerInfo) -> None:
+            async with limiter:
+                if info.peer_id in self.table or not await self.may_be_asked(info.peer_id):
+                    return
+                wire.note(info.peer_id)
+                try:
+                    await self.ping(info)
+                except MeshError as error:
+                    wire.forget(info.peer_id)
+                    log.debug("dht.foreign_only_asks", extra={"peer": str(info.peer_id), "error": str(error)})
+
+        async with trio.open_nursery() as nursery:
+            async for info in wire.heard:
+                nursery.start_soon(one, info)
 
     async def _keep_tagged(self) -> None:
         """Say to the network that connections to peers in the table are worth more than others."""

@@ -27,6 +27,10 @@ MAX_VALUE_BYTES: Final = 1024 * 1024
 """What go-libp2p and js-libp2p take in one message, nearly."""
 MAX_MESSAGE_BYTES: Final = MAX_VALUE_BYTES + 64 * 1024
 MAX_WIRE_KEY_BYTES: Final = MAX_KEY_BYTES + 1
+MAX_FIELDS: Final = 256
+"""Of one message: the spec's twenty peers of each kind many times over. More are refused before any is looked at: a
+million empty ones would cost a second."""
+MAX_PEER_BYTES: Final = 16 * 1024
 _LAST_FIELD: Final = 10
 _CONTAINER: Final = "mesh/records/1"
 
@@ -82,7 +86,7 @@ def decode(body: bytes) -> Message:
     be any. Raises RemoteProtocolError."""
     if len(body) > MAX_MESSAGE_BYTES:
         raise RemoteProtocolError(f"a message of {len(body)} bytes; {MAX_MESSAGE_BYTES} are allowed")
-    single = protobuf.singles(body, (1, 2, 3), last=_LAST_FIELD)
+    single = protobuf.singles(body, (1, 2, 3), last=_LAST_FIELD, most=MAX_FIELDS)
     kind = protobuf.count(single.get(1, 0))
     if kind not in Kind._value2member_map_:
         raise RemoteProtocolError(f"a message of unknown type {kind}")
@@ -96,9 +100,8 @@ def decode(body: bytes) -> Message:
     for field, data in protobuf.fields(body, last=_LAST_FIELD):
         if field in (8, 9):
             peers = closer if field == 8 else providers
-            peer = _decode_peer(protobuf.raw(data, MAX_MESSAGE_BYTES))
             if len(peers) < MAX_CLOSER:
-                peers.append(peer)
+                peers.append(_decode_peer(protobuf.raw(data, MAX_PEER_BYTES, "peer")))
     key = protobuf.raw(single.get(2, b""), MAX_WIRE_KEY_BYTES, "key")
     return Message(Kind(kind), key, value, value_key, tuple(closer), tuple(providers))
 
@@ -124,13 +127,13 @@ def record_key(key: bytes) -> bytes:
     return key[1:]
 
 
-def pack_records(records: Sequence[Record]) -> bytes:
+def pack_records(records: Sequence[Record], *, max_bytes: int = MAX_VALUE_BYTES) -> bytes:
     """The value of a key: the record itself where there is one without subkey, else a container of them all. Those that
-    do not fit into MAX_VALUE_BYTES are left out, the last in (owner, subkey) first."""
+    do not fit into `max_bytes` are left out, the last in (owner, subkey) first."""
     if len(records) == 1 and not records[0].subkey:
         return records[0].to_bytes()
     raws: list[bytes] = []
-    room = MAX_VALUE_BYTES - 64
+    room = max_bytes - 64
     for record in sorted(records, key=lambda record: (record.owner, record.subkey)):
         raw = record.to_bytes()
         room -= len(raw) + 5
@@ -154,7 +157,10 @@ def unpack_records(value: bytes) -> tuple[Record, ...]:
         raise RemoteProtocolError("a container of records with wrong fields")
     if not all(type(raw) is bytes for raw in fields[1]):
         raise RemoteProtocolError("a container that holds something else than records")
-    return tuple(Record.from_bytes(raw) for raw in fields[1])
+    records = tuple(Record.from_bytes(raw) for raw in fields[1])
+    if len({record.slot for record in records}) != len(records):
+        raise RemoteProtocolError("a container with two records for one place")
+    return records
 
 
 def is_container(value: bytes) -> bool:
@@ -180,12 +186,12 @@ def validate(key: bytes, value: bytes, now: float) -> None:
 
 
 def select(values: Iterable[bytes]) -> int:
-    """The place of the best of several valid values: the most records, of these the newest. Among equals the last, so
-    that whoever is given a value again takes it as a refresh."""
+    """The place of the best of several valid values: that with the newest record, of these the one with most. Among
+    equals the last, so that whoever is given a value again takes it as a refresh."""
 
-    def rank(value: bytes) -> tuple[int, tuple[tuple[int, int, bytes], ...]]:
+    def rank(value: bytes) -> tuple[tuple[int, int, bytes], int]:
         records = unpack_records(value)
-        return len(records), tuple(sorted((record.order for record in records), reverse=True))
+        return max(record.order for record in records), len(records)
 
     ranked = [(rank(value), place) for place, value in enumerate(values)]
     return max(ranked)[1]

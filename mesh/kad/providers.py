@@ -19,7 +19,7 @@ class ProviderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ttl_s: float = Field(default=172_800.0, gt=0, description="an entry's life unless it is said again; 48 h")
-    max_keys: int = Field(default=16_384, ge=1, description="keys; the longest not told of is forgotten first")
+    max_keys: int = Field(default=65_536, ge=1, description="keys; who has most of them loses its oldest first")
     max_per_key: int = Field(default=64, ge=1, description="providers of a key; the longest silent leaves first")
     max_per_provider: int = Field(default=4096, ge=1, description="keys of a provider; its oldest leaves first")
 
@@ -48,10 +48,9 @@ class ProviderStore:
             self._drop(key, next(iter(providers)))
         if len(self._of[peer]) > self._config.max_per_provider:
             self._drop(next(iter(self._of[peer])), peer)
-        while len(self._keys) > self._config.max_keys:
-            oldest = next(iter(self._keys))
-            for provider in tuple(self._keys[oldest]):
-                self._drop(oldest, provider)
+        while len(self._keys) > self._config.max_keys:  # at whose cost: not at that of those who say little
+            greediest = max(self._of, key=lambda provider: len(self._of[provider]))
+            self._drop(next(iter(self._of[greediest])), greediest)
 
     def get(self, key: bytes, *, now: float) -> tuple[PeerInfo, ...]:
         """The providers of a key, who spoke last first."""

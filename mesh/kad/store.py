@@ -490,4 +490,5 @@ def _accounts(record: Record, sender: PeerID | None) -> tuple[Account, ...]:
         ("namespace", namespace),
         ("owner in namespace", namespace, record.owner),
     )
-    return accounts if sender is None else (*accounts, ("sender", sender))
+    # Who sends its own record is held to its share as the owner; what others hand over of it is on theirs.
+    return accounts if sender is None or sender == record.owner else (*accounts, ("sender", sender))
