@@ -16,7 +16,7 @@ from mesh.kad import ipfs
 from mesh.kad.ipfs import Kind, Message
 from mesh.kad.record import Record
 from mesh.net.base import Stream
-from mesh.peer import PeerID
+from mesh.peer import Multiaddr, PeerID
 from tests.dht.cluster import Cluster, Node, in_sim
 
 EVE = PeerKey.dev("eve")
@@ -87,15 +87,18 @@ async def test_requests_and_replies_go_in_turn_on_one_stream(nursery: trio.Nurse
     missing = await peer.ask(Message(Kind.GET_VALUE, b"/pk/whoever"))  # a key that no rule of ours covers
     assert missing is not None
     assert (missing.value, len(missing.closer)) == (None, 1)
-    named = await peer.ask(Message(Kind.FIND_NODE, eve.id.multihash))
+    # Nobody is told of itself.
+    assert other.id in {info.peer_id for info in node.dht.peers}
+    named = await (await foreign(other, node)).ask(Message(Kind.FIND_NODE, other.id.multihash))
     assert named is not None
-    assert eve.id.multihash not in [multihash for multihash, _ in named.closer]
+    assert named.closer == ()
     # A provider speaks for itself: whoever else it names is left out.
-    claims = ((eve.id.multihash, ()), (other.id.multihash, ()))
+    mine, another = (Multiaddr(f"/ip4/192.0.2.{number}/tcp/1").to_bytes() for number in (1, 2))
+    claims = ((eve.id.multihash, (mine,)), (other.id.multihash, (another,)))
     await peer.tell(Message(Kind.ADD_PROVIDER, b"digest", providers=claims))
     found = await peer.ask(Message(Kind.GET_PROVIDERS, b"digest"))
     assert found is not None
-    assert [multihash for multihash, _ in found.providers] == [eve.id.multihash]
+    assert found.providers == ((eve.id.multihash, (mine,)),)
 
 
 @in_sim
