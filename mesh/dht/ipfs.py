@@ -125,6 +125,7 @@ class IpfsWire:
     async def _serve(self, stream: Stream) -> None:
         peer = stream.remote
         if self._streams[peer] >= self._config.max_streams_per_peer:
+            self._metrics.count(self._metrics.refused, "rate-limited")
             raise NotAuthorized("rate-limited", f"{peer} has {self._streams[peer]} streams open")
         self._streams[peer] += 1
         reader = protobuf.FrameReader(ipfs.MAX_MESSAGE_BYTES)
@@ -221,6 +222,8 @@ class IpfsWire:
     def _add_provider(self, peer: PeerID, message: Message) -> None:
         if not message.key:
             raise RemoteProtocolError("a provider of nothing")
+        if self._role is not Role.SERVER:
+            raise RecordRejected("not-a-replica")
         for multihash, addrs in message.providers:
             if multihash == peer.multihash:  # a peer speaks for itself only
                 info = PeerInfo(peer, parse_addrs(addrs, ours=self._rpc.net.local.addrs))

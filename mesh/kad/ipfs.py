@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import msgpack
@@ -27,10 +28,10 @@ MAX_VALUE_BYTES: Final = 1024 * 1024
 """What go-libp2p and js-libp2p take in one message, nearly."""
 MAX_MESSAGE_BYTES: Final = MAX_VALUE_BYTES + 64 * 1024
 MAX_WIRE_KEY_BYTES: Final = MAX_KEY_BYTES + 1
-MAX_FIELDS: Final = 256
-"""Of one message: the spec's twenty peers of each kind many times over. More are refused before any is looked at: a
-million empty ones would cost a second."""
-MAX_PEER_BYTES: Final = 16 * 1024
+MAX_FIELDS: Final = 4096
+"""Fields of a message: go-libp2p and js-libp2p name every provider of a key, more than we take."""
+MAX_PART_FIELDS: Final = 256
+"""Fields of a record or of a peer in it: a node behind many interfaces has dozens of addresses."""
 _LAST_FIELD: Final = 10
 _CONTAINER: Final = "mesh/records/1"
 
@@ -92,7 +93,8 @@ def decode(body: bytes) -> Message:
         raise RemoteProtocolError(f"a message of unknown type {kind}")
     value, value_key = None, b""
     if 3 in single:
-        record = protobuf.singles(protobuf.raw(single[3], MAX_MESSAGE_BYTES), (1, 2, 5), last=_LAST_FIELD)
+        part = protobuf.raw(single[3], MAX_MESSAGE_BYTES)
+        record = protobuf.singles(part, (1, 2, 5), last=_LAST_FIELD, most=MAX_PART_FIELDS)
         value_key = protobuf.raw(record.get(1, b""), MAX_WIRE_KEY_BYTES, "record key")
         value = protobuf.raw(record.get(2, b""), MAX_VALUE_BYTES, "record value")
     closer: list[RawPeer] = []
@@ -100,8 +102,9 @@ def decode(body: bytes) -> Message:
     for field, data in protobuf.fields(body, last=_LAST_FIELD):
         if field in (8, 9):
             peers = closer if field == 8 else providers
+            part = protobuf.raw(data, MAX_MESSAGE_BYTES)
             if len(peers) < MAX_CLOSER:
-                peers.append(_decode_peer(protobuf.raw(data, MAX_PEER_BYTES, "peer")))
+                peers.append(_decode_peer(part))
     key = protobuf.raw(single.get(2, b""), MAX_WIRE_KEY_BYTES, "key")
     return Message(Kind(kind), key, value, value_key, tuple(closer), tuple(providers))
 
@@ -112,7 +115,8 @@ def _encode_peer(peer: RawPeer) -> bytes:
 
 
 def _decode_peer(data: bytes) -> RawPeer:
-    multihash = protobuf.raw(protobuf.singles(data, (1, 3), last=_LAST_FIELD).get(1, b""), MAX_PEER_ID_BYTES, "peer id")
+    single = protobuf.singles(data, (1, 3), last=3, most=MAX_PART_FIELDS)
+    multihash = protobuf.raw(single.get(1, b""), MAX_PEER_ID_BYTES, "peer id")
     addrs = [protobuf.raw(value, MAX_MESSAGE_BYTES) for field, value in protobuf.fields(data, last=3) if field == 2]
     return multihash, tuple(addr for addr in addrs if 0 < len(addr) <= MAX_ADDR_BYTES)[:MAX_ADDRS]
 
@@ -146,7 +150,8 @@ def pack_records(records: Sequence[Record], *, max_bytes: int = MAX_VALUE_BYTES)
 
 
 def unpack_records(value: bytes) -> tuple[Record, ...]:
-    """The inverse, without any check of signatures. Raises RemoteProtocolError."""
+    """The inverse, without any check of signatures. Raises RemoteProtocolError, also where a record is said twice or
+    out of order: what holds more records is preferred (`select`), so none may count twice."""
     if not is_container(value):
         return (Record.from_bytes(value),)
     try:
@@ -158,8 +163,9 @@ def unpack_records(value: bytes) -> tuple[Record, ...]:
     if not all(type(raw) is bytes for raw in fields[1]):
         raise RemoteProtocolError("a container that holds something else than records")
     records = tuple(Record.from_bytes(raw) for raw in fields[1])
-    if len({record.slot for record in records}) != len(records):
-        raise RemoteProtocolError("a container with two records for one place")
+    places = [(record.owner, record.subkey) for record in records]
+    if any(later <= earlier for earlier, later in pairwise(places)):
+        raise RemoteProtocolError("a container whose records are not in order, each once")
     return records
 
 

@@ -48,9 +48,8 @@ class ProviderStore:
             self._drop(key, next(iter(providers)))
         if len(self._of[peer]) > self._config.max_per_provider:
             self._drop(next(iter(self._of[peer])), peer)
-        while len(self._keys) > self._config.max_keys:  # at whose cost: not at that of those who say little
-            greediest = max(self._of, key=lambda provider: len(self._of[provider]))
-            self._drop(next(iter(self._of[greediest])), greediest)
+        while len(self._keys) > self._config.max_keys:
+            self._drop(*self._next_to_leave())
 
     def get(self, key: bytes, *, now: float) -> tuple[PeerInfo, ...]:
         """The providers of a key, who spoke last first."""
@@ -66,6 +65,11 @@ class ProviderStore:
                 if expires_at > now:
                     break  # those behind spoke later
                 self._drop(key, peer)
+
+    def _next_to_leave(self) -> tuple[bytes, PeerID]:
+        """Of who says most, what was said longest ago: at no cost to those who say little."""
+        most = max(map(len, self._of.values()))
+        return next((key, peer) for key, peers in self._keys.items() for peer in peers if len(self._of[peer]) == most)
 
     def _drop(self, key: bytes, peer: PeerID) -> None:
         providers = self._keys.get(key)
