@@ -177,9 +177,16 @@ class World:
 
     # -- nodes --
 
-    def add(self, peer: PeerID, via: Iterable[PeerID] = (), *, addrs: tuple[Multiaddr, ...] = ()) -> WorldNode:
+    def add(
+        self,
+        peer: PeerID,
+        via: Iterable[PeerID] = (),
+        *,
+        addrs: tuple[Multiaddr, ...] = (),
+        upkeep: bool | None = None,
+    ) -> WorldNode:
         """A node that is there from now on; with `via` it joins through these. `addrs` count for the limits on IP
-        groups only."""
+        groups only; `upkeep` is the config's unless told."""
         local = key_of_peer(peer)
         node = WorldNode(
             len(self.nodes),
@@ -194,7 +201,7 @@ class World:
         self.nodes[peer] = node
         if node.via:
             self.join(node)
-        if self.config.upkeep:
+        if self.config.upkeep if upkeep is None else upkeep:
             node.schedule.synced(now=self.now)
             self._again(node, lambda: self.config.schedule.sync_soon_s, self._keep_up)
             self._again(node, lambda: self.config.rejoin_s, self._rejoin)
