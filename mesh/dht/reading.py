@@ -51,6 +51,7 @@ class _Collected:
     newest: dict[Slot, Record] = field(default_factory=dict)
     returned: dict[PeerID, set[bytes]] = field(default_factory=dict)
     """Digests of what each peer that answered holds."""
+    slots_of: Counter[PeerID] = field(default_factory=Counter)
     proofs: dict[Slot, Equivocation] = field(default_factory=dict)
     is_done: bool = False
 
@@ -85,6 +86,7 @@ class Reader:
                 await trio.lowlevel.checkpoint()
                 return near
         collected = await self._shared(key, want, paths, ask or self._ask)
+        self._cache.forget(key)
         found = await self._present(collected, called_at)
         self._cache.put(found)
         return found
@@ -134,7 +136,7 @@ class Reader:
                 proofs=self._holdings.store.proofs_of(key),
             )
         found = self._cache.get(key, now=now)
-        if found is None:
+        if found is None or any(self._is_overtaken(record) for record in found):
             return None
         if self._holdings.validator.rule(key).members_only:
             for owner in sorted({record.owner for record in found}):
@@ -143,6 +145,11 @@ class Reader:
                     return None
         self._metrics.cache_hits += 1
         return replace(found, age_s=now - found.at)
+
+    def _is_overtaken(self, record: Record) -> bool:
+        """Whether we hold something newer in its place, a tombstone perhaps."""
+        held = self._holdings.store.held(record.slot)
+        return held is not None and held.order > record.order
 
     # -- one lookup, shared --
 
@@ -196,6 +203,7 @@ class Reader:
     async def _take_ours(self, collected: _Collected) -> None:
         held = await self._holdings.readable(collected.key)
         collected.newest.update((record.slot, record) for record in held)
+        collected.slots_of.update(record.owner for record in held)
         if held:
             collected.returned[self._peers.local] = {record.digest for record in held}
         collected.proofs.update((proof.slot, proof) for proof in self._holdings.store.proofs_of(collected.key))
@@ -231,6 +239,7 @@ class Reader:
     ) -> tuple[bytes, bytes] | None:
         """Take what is newer, after checking it. Returns where the page, which begins behind `after`, ended."""
         last = after
+        most = self._holdings.validator.rule(collected.key).max_records_per_owner
         with self._peers.blaming(source):
             for number, raw in enumerate(raws):
                 if number % 32 == 31:
@@ -246,6 +255,8 @@ class Reader:
                 if held is not None and held.order >= record.order:
                     returned.add(record.digest)
                     continue
+                if held is None and collected.slots_of[record.owner] >= most:
+                    continue  # no honest replica holds more of one owner
                 try:
                     await self._holdings.check_read(record)
                 except RecordRejected as error:
@@ -255,6 +266,7 @@ class Reader:
                     log.debug("dht.record_skipped", extra={"peer": str(source), "reason": error.reason})
                     continue
                 returned.add(record.digest)
+                collected.slots_of[record.owner] += held is None
                 collected.newest[record.slot] = record
         return last
 
@@ -281,7 +293,7 @@ class Reader:
             near = [miss] if miss is not None and miss.peer_id in collected.returned else []
         for info in near:
             lacking = [r for r in collected.newest.values() if r.digest not in collected.returned[info.peer_id]]
-            self._gifts.offer(info, [record for record in lacking if self._holdings.may_be_spread(record)])
+            self._gifts.offer(info, lacking)
 
     async def _present(self, collected: _Collected, called_at: float) -> Found:
         newest = await self._merged(collected)

@@ -494,6 +494,7 @@ class World:
                 node.table,
                 replicas=self.config.replicas,
                 local=key_of_peer(node.info.peer_id),
+                near=self.config.routing.bucket_size,
             )
             told = by_peer(owing)
             node.partners = frozenset(info.peer_id for info in told)
@@ -528,8 +529,8 @@ class World:
     def _rejoin(self, node: WorldNode) -> None:
         """Bootnodes that are not in the table, and one peer that is, are asked who is near us."""
         message = Message("find", key_of_peer(node.info.peer_id))
-        for peer in whom_to_ask(node.table, node.via, rng=self.rng):
-            self._call(node, peer, message, lambda reply: self._look_for_itself(node, reply), lambda: None)
+        for info in whom_to_ask(node.table, [self.nodes[peer].info for peer in node.via], rng=self.rng):
+            self._call(node, info.peer_id, message, lambda reply: self._look_for_itself(node, reply), lambda: None)
 
     def _look_for_itself(self, node: WorldNode, reply: Reply) -> None:
         near = self.config.routing.bucket_size

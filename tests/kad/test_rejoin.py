@@ -30,9 +30,10 @@ def infos(*peers: PeerID) -> list[PeerInfo]:
 
 def test_bootnodes_missing_in_the_table_are_asked_and_one_peer_in_it() -> None:
     table = table_of(*PEERS[:3])
-    asked = {tuple(whom_to_ask(table, [PEERS[0], PEERS[9]], rng=random.Random(seed))) for seed in range(20)}
-    assert asked == {(PEERS[9], peer) for peer in PEERS[:3]}
-    assert whom_to_ask(table_of(), [PEERS[9]], rng=random.Random(1)) == [PEERS[9]]
+    boot = infos(PEERS[0], PEERS[9])
+    asked = {tuple(whom_to_ask(table, boot, rng=random.Random(seed))) for seed in range(20)}
+    assert asked == {tuple(infos(PEERS[9], peer)) for peer in PEERS[:3]}
+    assert whom_to_ask(table_of(), infos(PEERS[9]), rng=random.Random(1)) == infos(PEERS[9])
 
 
 def test_strangers_are_news_only_where_we_should_know_everybody() -> None:
