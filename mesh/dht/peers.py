@@ -124,8 +124,9 @@ class Peers:
         paths: int | None = None,
         stop_when: Callable[[Lookup], bool] | None = None,
         seeds: Sequence[PeerInfo] = (),
+        only: Sequence[PeerInfo] = (),
     ) -> Lookup:
-        """A lookup that begins with the closest peers we know, and these."""
+        """A lookup that begins with the closest peers we know, and `seeds`; with `only` these, where there are any."""
         update = {name: value for name, value in (("alpha", alpha), ("paths", paths)) if value is not None}
         config = self._config.lookup.model_copy(update=update) if update else self._config.lookup
         lookup = Lookup(
@@ -137,7 +138,8 @@ class Peers:
             stop_when=stop_when,
             patience=self.patience,
         )
-        return lookup.start((*seeds, *self.table.closest(target, max(k, self._config.routing.bucket_size))))
+        known = only or self.table.closest(target, max(k, self._config.routing.bucket_size))
+        return lookup.start((*seeds, *known))
 
     async def drive(self, lookup: Lookup, ask: Ask, *, kind: str) -> Lookup:
         """Move a lookup's messages until it is finished; requests still open then are cancelled."""

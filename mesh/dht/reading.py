@@ -25,6 +25,7 @@ from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
 from mesh.dht.report import Found, Want
 from mesh.errors import MeshError, RecordNotFound, RecordRejected, RemoteProtocolError
+from mesh.kad.diversity import crowding, outside, second_seeds
 from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_record
 from mesh.kad.lookup import Counts, Lookup
@@ -198,7 +199,25 @@ class Reader:
         if not collected.newest:
             lookup.widen(self._config.miss_width)
             await self._peers.drive(lookup, one, kind="get")
+        if not collected.newest:
+            await self._ask_others(collected, lookup, ask)
         self._repair(collected, want, lookup)
+
+    async def _ask_others(self, collected: _Collected, lookup: Lookup, ask: AskQuery) -> None:
+        """Before saying that nothing is there, ask outside the IP groups that said so (mesh.kad.diversity)."""
+        crowded = crowding(lookup.closest())
+        count = self._config.routing.bucket_size
+        others = second_seeds(self._peers.table, lookup.target, crowded, count=count)
+        if not crowded or not others:
+            return
+
+        async def one(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
+            answer = await ask(info, Query(key=collected.key))
+            await self._take(collected, info, answer)
+            return outside(answer.closer, crowded), Counts.YES if answer.role is Role.SERVER else Counts.ROUTES_ONLY
+
+        second = self._peers.lookup(lookup.target, k=self._config.read_width, only=others)
+        await self._peers.drive(second, one, kind="get")
 
     async def _take_ours(self, collected: _Collected) -> None:
         held = await self._holdings.readable(collected.key)
