@@ -49,7 +49,8 @@ def get(key: str, /, *, first: bool = False, access: Access | None = None) -> No
     Signatures are checked; whether their owners are registered on the chain is not: ask a node for that.
 
     Args:
-        key: Such as presence/7; `0x…` for bytes in hexadecimal.
+        key: <namespace>/<rest>, such as heartbeat/7; `0x…` for bytes in hexadecimal. A wrong one is answered with
+            those there are.
         first: Be content with the first answer.
     """
     access = access or Access()
@@ -87,7 +88,7 @@ def put(
     """Sign a record and store it with the peers nearest to its key; nothing publishes it anew afterwards.
 
     Args:
-        key: Such as notes/hello; `0x…` for bytes in hexadecimal.
+        key: <namespace>/<rest>, such as heartbeat/7; `0x…` for bytes in hexadecimal.
         value: Text; `0x…` for bytes in hexadecimal; `-` reads standard input.
         subkey: Tells several records of one owner under a key apart.
         ttl_s: Seconds until it expires.

@@ -71,11 +71,15 @@ class Found(Sequence[Record]):
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """How a put ended: who holds the record now besides us, and who refused it, with the reason."""
+    """How a put ended: who holds the record now besides us, and who refused it, with the reason. False when nobody else
+    holds it."""
 
     record: Record
     stored: tuple[PeerID, ...]
     refused: Mapping[PeerID, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,10 @@ def sign_record(
     genesis: bytes,
     tombstone: bool = False,
 ) -> Record:
-    """A record of ours. Raises LocalProtocolError when a part is out of its bounds."""
+    """A record of ours. Raises LocalProtocolError when a part is out of its bounds or is not bytes."""
+    for name, part in (("key", key), ("value", value), ("subkey", subkey)):
+        if type(part) is not bytes:
+            raise LocalProtocolError(f"a record's {name} is bytes, not {type(part).__name__}: encode it")
     try:
         check_sizes(key, subkey, value)
     except RemoteProtocolError as error:

@@ -90,7 +90,10 @@ OTHER: Final = "other"
 
 
 def namespace_of(key: bytes) -> str:
-    """The part of a key before its first slash. Raises RecordRejected("namespace")."""
+    """The part of a key before its first slash. Raises RecordRejected("namespace"), LocalProtocolError when it is not
+    bytes."""
+    if type(key) is not bytes:
+        raise LocalProtocolError(f"a record's key is bytes, not {type(key).__name__}: encode it")
     head, slash, rest = key.partition(b"/")
     if not slash or not rest or not head.isascii():
         raise RecordRejected("namespace", f"key {key!r} is not <namespace>/<rest>")

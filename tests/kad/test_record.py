@@ -88,3 +88,13 @@ def test_equivocation_is_two_contents_for_one_slot_and_seq() -> None:
     assert not is_equivocation(signed(b"1"), signed(b"2", seq=8))
     assert not is_equivocation(signed(b"1"), signed(b"2", subkey=b"s"))
     assert not is_equivocation(signed(b"1"), signed(b"2", key=PeerKey.dev("bob")))
+
+
+@pytest.mark.parametrize("part", ["key", "value", "subkey"])
+def test_text_is_refused_where_bytes_belong(part: str) -> None:
+    parts: dict[str, object] = {"key": b"k/1", "value": b"v", "subkey": b"", part: "text"}
+    with pytest.raises(LocalProtocolError, match=f"{part} is bytes, not str"):
+        sign_record(
+            PeerKey.dev("a"), parts["key"], parts["value"], subkey=parts["subkey"],  # type: ignore[arg-type]
+            expiry_ms=1, seq=1, subnet_id=1, genesis=bytes(32),
+        )  # fmt: skip
