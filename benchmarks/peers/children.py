@@ -102,14 +102,14 @@ class Child:
             raise Gone(f"its process ended: {self._last_words()}") from None
 
     def cpu_s(self) -> float:
-        """User and system seconds so far, of it and all below it."""
+        """User and system seconds so far, of it and all below it; and of those that ended and were waited for."""
         times = []
         for process in (self._tree, *self._tree.children(recursive=True)):
             try:
                 times.append(process.cpu_times())
             except psutil.NoSuchProcess:
                 continue
-        return sum(t.user + t.system for t in times)
+        return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
     def rss_bytes(self) -> int:
         """Resident memory of it and all below it."""
@@ -155,3 +155,11 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.release()}"}
+
+
+def commit() -> str:
+    """Which mesh this is."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
