@@ -41,6 +41,8 @@ JOIN_S: Final = 30.0
 called it, and FOUND_BY others have it in their tables; what has not joined after JOIN_S has failed."""
 GET_S: Final = 20.0
 """What takes longer has not got anything; the limit that mesh has of itself."""
+COOL_TIMES: Final = 5
+"""How often all connections are closed until none is open: others may dial meanwhile."""
 ROUND_S: Final = 120.0
 """No operation of a round begins after that: slow ones are measured fewer times."""
 
@@ -260,10 +262,15 @@ class Bench:
     async def _cool(self, count: int) -> int:
         """Close the connections of the next ones, and see what is open after that."""
         self._cold = random.Random("cool").sample(self._alive[1:], count)
-        for node in self._cold:
-            await self._dht.cool(node)
-        await self._dht.sleep(1)
-        return sum([await self._dht.connections(node) for node in self._cold])
+        left = 0
+        for _ in range(COOL_TIMES):
+            for node in self._cold:
+                await self._dht.cool(node)
+            await self._dht.sleep(1)
+            left = sum([await self._dht.connections(node) for node in self._cold])
+            if not left:
+                break
+        return left
 
     async def _kill(self, part: float) -> None:
         """The first one, through which all joined, stays."""
