@@ -87,7 +87,7 @@ class Child:
             except queue.Empty:
                 raise Gone(f"no answer in {timeout_s:.0f} s") from None
             if not line:
-                raise Gone(f"its process ended: {self._last_words()}")
+                raise Gone(f"its process ended ({self._status()}): {self._last_words()}")
             if line.startswith("{"):  # libraries print, too
                 message: dict[str, Any] = json.loads(line)
                 return message
@@ -99,7 +99,7 @@ class Child:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:
-            raise Gone(f"its process ended: {self._last_words()}") from None
+            raise Gone(f"its process ended ({self._status()}): {self._last_words()}") from None
 
     def cpu_s(self) -> float:
         """User and system seconds so far, of it and all below it; and of those that ended and were waited for."""
@@ -139,6 +139,12 @@ class Child:
             self._process.wait()
         for process in psutil.wait_procs(below, timeout=2)[1]:
             process.kill()
+
+    def _status(self) -> str:
+        try:
+            return f"status {self._process.wait(2)}"  # negative: by that signal
+        except subprocess.TimeoutExpired:
+            return "its output did"
 
     def _last_words(self) -> str:
         self._log.seek(0)
