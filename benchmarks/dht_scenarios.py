@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.testing import scenarios
-from mesh.testing.scenarios import Eclipse, Finding, Healing
+from mesh.testing.scenarios import Eclipse, Finding, Healing, Surrounded
 from mesh.testing.world import WorldConfig
 
 CLAIMS: dict[str, str] = {
@@ -28,12 +28,14 @@ CLAIMS: dict[str, str] = {
     "and the newest of every record is found",
     "byzantine": "20 % of the nodes lie: >= 99 % of the gets are correct with 3 paths, no forged record is accepted",
     "eclipse": "200 Sybils in 4 IP groups: every bucket keeps honest peers, >= 99 % of the gets are correct",
+    "surround": "200 Sybils around 10 keys, closer than any honest node: what was put there before is found by 99 % of "
+    "the gets with 3 paths",
 }
 
 
 def run(
     name: str, nodes: int, records: int, seed: int, config: WorldConfig
-) -> tuple[bool, Finding | Healing | Eclipse]:
+) -> tuple[bool, Finding | Healing | Eclipse | Surrounded]:
     """One experiment, and whether its claim holds."""
     arguments: dict[str, Any] = {"nodes": nodes, "records": records, "seed": seed, "config": config}
     if name == "kill":
@@ -48,6 +50,9 @@ def run(
     if name == "byzantine":
         found = scenarios.byzantine(**arguments)
         return found.success >= 0.99 and not found.forged, found
+    if name == "surround":
+        around = scenarios.surround(**arguments)
+        return around.before.success >= 0.99 and not around.after.forged, around
     eclipse = scenarios.eclipse(**arguments)
     return not eclipse.lost_buckets and eclipse.gets.success >= 0.99 and not eclipse.gets.forged, eclipse
 
@@ -63,13 +68,16 @@ def main(
         holds, found = run(name, nodes, records, seed, config)
         cpu_s = time.process_time() - began
         results.append({"scenario": name, "holds": holds, "cpu_s": round(cpu_s, 1), **dataclasses.asdict(found)})
-        gets = found if isinstance(found, Finding) else found.gets
+        gets = found if isinstance(found, Finding) else found.before if isinstance(found, Surrounded) else found.gets
         verdict = "holds" if holds else "DOES NOT HOLD"
         say(f"  {verdict}: {gets.correct} of {gets.tried} gets correct, {gets.stale} stale, {gets.forged} forged")
         if isinstance(found, Eclipse):
             say(f"  honest peers in the table {found.honest_before} -> {found.honest_after}, Sybils {found.sybils}")
+        if isinstance(found, Surrounded):
+            since, elsewhere = found.after, found.others
+            say(f"  not claimed: of what was put there since, {since.correct} of {since.tried} gets correct")
             say(
-                f"  not claimed: of keys among the Sybils {found.crowded.correct} of {found.crowded.tried} gets correct"
+                f"  not claimed: of what was put elsewhere since, {elsewhere.correct} of {elsewhere.tried} gets correct"
             )
         if isinstance(found, Healing):
             say(f"  of everybody's ten closest known: {found.neighbours_apart:.1%} -> {found.neighbours_after:.1%}")

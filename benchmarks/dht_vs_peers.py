@@ -33,6 +33,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -64,6 +65,9 @@ AFTER_KILL: Final = ("get_first_after_kill", "get_latest_after_kill", "put_after
 KILLED: Final = 0.2
 JOIN_SHARE: Final = 10
 COLD_SHARE: Final = 3
+WARM: Final = {"put": 4, "put_20": 4, "get_latest": 4}
+"""Operations, and how many by node on average nobody counts: connections are made on first use, mesh's data connections
+after some calls only. The gets read what was put."""
 SPARE: Final = 10
 """Keys more than gets, so that there is one that the getter does not hold."""
 START_S: Final = 600.0
@@ -186,6 +190,13 @@ def running(name: str, nodes: int, env_dir: Path) -> Iterator[Peer]:
             child.close()
 
 
+def warm(peer: Peer) -> None:
+    """Operations that nobody counts; as many as fit into the longest round, where a peer is slow."""
+    for op, times in WARM.items():
+        if peer.has(op):
+            peer.ask(op=op, count=times * peer.nodes)
+
+
 def measure_idle(peers: Sequence[Peer]) -> None:
     """What all of them take while nothing is asked of any."""
     before = [peer.child.cpu_s() for peer in peers]
@@ -195,9 +206,11 @@ def measure_idle(peers: Sequence[Peer]) -> None:
         peer.idle_s.append((peer.child.cpu_s() - cpu_s) / (time.monotonic() - began))
 
 
-def measure_rounds(peers: Sequence[Peer], *, rounds: int, operations: int) -> list[float]:
-    """Everything but the killing. Returns the machine's load before the first round and after each."""
-    loads = [os.getloadavg()[0]]
+def measure_rounds(peers: Sequence[Peer], loads: list[float], *, rounds: int, operations: int) -> None:
+    """Everything but the killing. Notes the machine's load after each round."""
+    for peer in peers:
+        warm(peer)
+    progress("warm")
     measure_idle(peers)
     for number in range(rounds):
         turn = number % max(1, len(peers))
@@ -222,42 +235,63 @@ def measure_rounds(peers: Sequence[Peer], *, rounds: int, operations: int) -> li
             peer.measure_joins(max(1, operations // JOIN_SHARE))
     loads.append(os.getloadavg()[0])
     progress(f"joins done, load {loads[-1]:.1f}")
-    return loads
 
 
 def measure_kill(peer: Peer, *, operations: int) -> None:
     """Before and after a part of the nodes is gone; in a network that has done nothing else."""
+    warm(peer)
     skipped = "put_20" if peer.has("put") else "put"
     for op in BEFORE_KILL:
         if not op.startswith(f"{skipped}_before"):
             peer.measure(op, operations)
-    peer.ask(op="fill", count=2 * operations + SPARE)
+    peer.ask(op="fill", count=2 * operations + SPARE)  # before the killing, and read after it
     peer.ask(op="kill", part=KILLED)
     for op in AFTER_KILL:
         if not op.startswith(f"{skipped}_after"):
             peer.measure(op, operations)
 
 
-def main(options: argparse.Namespace) -> dict[str, Any]:
-    """Start all, measure in turns, report."""
-    names, peers, killed = options.peers.split(","), dict[str, Peer](), dict[str, Peer]()
-    absent: dict[str, str] = {}
+@dataclass
+class Measured:
+    """What there is so far."""
+
+    peers: dict[str, Peer] = field(default_factory=dict)
+    killed: dict[str, Peer] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Peers that could not be started, and why."""
+    loads: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
+
+
+def measure(options: argparse.Namespace, so_far: Measured) -> None:
+    """Start all, measure in turns; then those that lose nodes, each by itself."""
+    env_dir, peers, killed = options.env_dir.resolve(), so_far.peers, so_far.killed
     with ExitStack() as stack:
-        for name in names:
+        for name in options.peers.split(","):
             try:
-                peers[name] = stack.enter_context(running(name, options.nodes, options.env_dir.resolve()))
+                peers[name] = stack.enter_context(running(name, options.nodes, env_dir))
             except Unmeasured as error:
-                absent[name] = str(error)
+                so_far.absent[name] = str(error)
                 progress(f"{name}: {error}")
-        loads = measure_rounds(tuple(peers.values()), rounds=options.rounds, operations=options.operations)
+        measure_rounds(tuple(peers.values()), so_far.loads, rounds=options.rounds, operations=options.operations)
     for name in peers if options.kill else ():
         try:
-            with running(name, options.nodes, options.env_dir.resolve()) as killed[name]:
+            with running(name, options.nodes, env_dir) as killed[name]:
                 killed[name].idle_s = peers[name].idle_s
                 measure_kill(killed[name], operations=options.operations)
         except Unmeasured as error:
             progress(f"{name}: killing: {error}")
-        loads.append(os.getloadavg()[0])
+        so_far.loads.append(os.getloadavg()[0])
+
+
+def main(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and report; told to end, it reports what there is."""
+    so_far = Measured()
+    try:
+        measure(options, so_far)
+    except KeyboardInterrupt:
+        progress("told to end: this is what was measured until then")
+    names, peers, killed = options.peers.split(","), so_far.peers, so_far.killed
+    absent = {name: so_far.absent.get(name, "not started") for name in names if name not in peers}
     rows = [peers[name].row(op) if name in peers else empty_row(name, op, absent[name]) for op in OPS for name in names]
     rows += [peer.row(op) for op in COLD for peer in peers.values() if op in peer.times_ms]
     rows += [peer.row(op) for op in (*BEFORE_KILL, *AFTER_KILL) for peer in killed.values() if op in peer.times_ms]
@@ -269,7 +303,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "machine": machine(),
         "python": platform.python_version(),
-        "load": [round(load, 1) for load in loads],
+        "load": [round(load, 1) for load in so_far.loads],
         "peers": {
             peer.name: {
                 "what": peer.what + (f" ({commit()})" if "mesh" in peer.name else ""),
@@ -323,6 +357,7 @@ if __name__ == "__main__":
             parser.error(f"no {name!r}; there are {', '.join(SOURCES)}")
     if chosen.nodes < 5 or chosen.rounds < 1 or chosen.operations < 1:
         parser.error("at least 5 nodes, 1 round, 1 operation")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the peers' processes end, too
     found = main(chosen)
     if chosen.json:
         print(json.dumps(found))

@@ -69,7 +69,9 @@ class DhtCollector(Collector):
             "Answers, one leading to the next, to the nearest peer that answered.",
             {kind: one.hops for kind, one in operations.items()},
         )
-        yield _counts("mesh_dht_refused", "Records of others that were not stored here.", "reason", metrics.refused)
+        yield _counts(
+            "mesh_dht_refused", "Records and requests of others that were refused.", "reason", metrics.refused
+        )
         yield _counts(
             "mesh_dht_refused_by_others", "Records of ours that others did not store.", "reason",
             metrics.refused_by_others,

@@ -41,11 +41,15 @@ def text(field: int, value: str) -> bytes:
     return delimited(field, value.encode())
 
 
-def fields(data: bytes, *, last: int) -> Iterator[tuple[int, int | bytes]]:
+def fields(data: bytes, *, last: int, most: int | None = None) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of a message: a number for a varint, bytes else. `last`: the highest field that the
-    protocol knows; none of those may have a fixed width, which no message here has."""
-    at = 0
+    protocol knows; none of those may have a fixed width, which no message here has. `most`: how many fields are read
+    before the message is refused, for two bytes make one and reading each costs a microsecond."""
+    at = read = 0
     while at < len(data):
+        if read == most:
+            raise RemoteProtocolError(f"a protobuf message of more than {most} fields")
+        read += 1
         tag, at = read_varint(data, at)
         field, kind = tag >> 3, tag & 7
         if not 0 < field < 2**29:
@@ -69,10 +73,10 @@ def fields(data: bytes, *, last: int) -> Iterator[tuple[int, int | bytes]]:
         at += size
 
 
-def singles(data: bytes, known: tuple[int, ...], *, last: int) -> dict[int, int | bytes]:
+def singles(data: bytes, known: tuple[int, ...], *, last: int, most: int | None = None) -> dict[int, int | bytes]:
     """Fields of which a message has one at most."""
     found: dict[int, int | bytes] = {}
-    for field, value in fields(data, last=last):
+    for field, value in fields(data, last=last, most=most):
         if field in known:
             if field in found:
                 raise RemoteProtocolError(f"field {field} twice")

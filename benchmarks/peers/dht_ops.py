@@ -43,7 +43,7 @@ GET_S: Final = 20.0
 """What takes longer has not got anything; the limit that mesh has of itself."""
 COOL_TIMES: Final = 5
 """How often all connections are closed until none is open: others may dial meanwhile."""
-ROUND_S: Final = 120.0
+ROUND_S: Final = 60.0
 """No operation of a round begins after that: slow ones are measured fewer times."""
 
 Entry = tuple[str, bytes]

@@ -24,6 +24,5 @@ class Answered:
 class Judged:
     """A peer's verdict on one record or key it was asked to hold: "" for yes; and closer peers."""
 
-    role: Role
     verdict: str
     closer: tuple[PeerInfo, ...]

@@ -62,6 +62,8 @@ class DhtConfig(BaseModel):
     max_shunned: int = Field(default=1024, ge=1, description="such peers remembered")
     max_pings: int = Field(default=256, ge=1, description="peers waiting to be pinged")
     max_gifts: int = Field(default=256, ge=1, description="peers waiting to be given records they lack")
+    handover_s: float = Field(default=600.0, ge=0, description="a peer that comes anew is handed records no oftener")
+    max_gift_bytes: int = Field(default=32 * 2**20, ge=1, description="records waiting to be given, all peers together")
     max_handover_records: int = Field(default=1024, ge=1, description="records given to one new peer")
     expire_s: float = Field(default=30.0, gt=0, description="how often expired records are dropped")
     routing: RoutingConfig = Field(default=RoutingConfig(), description="the routing table")

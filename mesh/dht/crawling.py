@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +14,6 @@ from mesh.errors import MeshError, NotAuthorized
 from mesh.kad.key import KEY_BITS, Key, key_bytes, key_of_peer
 from mesh.kad.wire import Query, Role
 from mesh.peer import PeerID, PeerInfo
-
-log = logging.getLogger(__name__)
 
 _DEPTH: Final = 16
 """Buckets of a node that are asked for: with k = 20 as many as networks of a million nodes fill."""
@@ -45,16 +42,27 @@ class CrawlReport:
 
 async def crawl(peers: Peers, *, max_peers: int, parallel: int, timeout_s: float) -> CrawlReport:
     """See DHT.crawl."""
-    todo: deque[PeerInfo] = deque(peers.table)
-    seen = {info.peer_id for info in todo} | {peers.local}
+    known: dict[PeerID, PeerInfo] = {}
+    todo: deque[PeerInfo] = deque()
     nodes: dict[PeerID, Crawled] = {}
     unreachable: dict[PeerID, str] = {}
-    is_complete = False
+    left_out = is_done = False
     running = 0
     news = trio.Event()
 
+    def note(infos: Iterable[PeerInfo]) -> None:
+        nonlocal left_out
+        for info in infos:
+            if info.peer_id in known or info.peer_id == peers.local:
+                continue
+            if len(known) >= max_peers:
+                left_out = True
+                continue
+            known[info.peer_id] = info
+            todo.append(info)
+
     async def visit(info: PeerInfo) -> None:
-        nonlocal running, news
+        nonlocal running
         try:
             if not await peers.may_be_asked(info.peer_id):
                 raise NotAuthorized("not-registered", f"{info.peer_id} is no member, or misbehaved: not asked")
@@ -66,13 +74,11 @@ async def crawl(peers: Peers, *, max_peers: int, parallel: int, timeout_s: float
             named = {peer.peer_id: peer for answer in answers for peer in answer.closer}
             rtt_s = trio.current_time() - began
             nodes[info.peer_id] = Crawled(info, answers[0].role, rtt_s, tuple(sorted(named)))
-            for peer_id in sorted(named):
-                if peer_id not in seen and len(seen) <= max_peers:
-                    seen.add(peer_id)
-                    todo.append(named[peer_id])
+            note(named[peer_id] for peer_id in sorted(named))
         running -= 1
         news.set()
 
+    note(peers.table)
     with trio.move_on_after(timeout_s):
         async with trio.open_nursery() as nursery:
             while todo or running:
@@ -81,10 +87,11 @@ async def crawl(peers: Peers, *, max_peers: int, parallel: int, timeout_s: float
                     nursery.start_soon(visit, todo.popleft())
                 news = trio.Event()
                 await news.wait()
-        is_complete = len(seen) <= max_peers
-    for info in todo:
-        unreachable[info.peer_id] = "not asked: out of time"
-    return CrawlReport(nodes, unreachable, is_complete)
+        is_done = True
+    for peer_id in known:
+        if peer_id not in nodes and peer_id not in unreachable:
+            unreachable[peer_id] = "no answer: out of time"
+    return CrawlReport(nodes, unreachable, is_done and not left_out)
 
 
 def _questions(place: Key) -> Sequence[Query]:

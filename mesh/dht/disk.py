@@ -311,7 +311,7 @@ def _put(name: object, row: Sequence[object], store: RecordStore, validator: Rec
     keep = Keep.__members__.get(str(keep_name))
     if keep is None:
         raise RemoteProtocolError(f"a row kept for {keep_name!r}")
-    if keep is Keep.OWN and key_of_peer(record.owner) != store.local:
+    if keep in (Keep.OWN, Keep.NAMED) and key_of_peer(record.owner) != store.local:
         keep = Keep.REPLICA  # this node had another key when it signed that
     validator.check_envelope(record, purpose=Purpose.READ, now=now)
     validator.check_content(record, purpose=Purpose.READ, member=True)

@@ -11,14 +11,16 @@ from typing import Final
 import trio
 
 from mesh.dht.config import DhtConfig
+from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
+from mesh.dht.servicer import HELD
 from mesh.errors import MeshError
 from mesh.kad.record import Record, Slot
 from mesh.kad.replicas import Refusals
 from mesh.kad.validator import record_bytes
 from mesh.kad.wire import MAX_BATCH, Role
-from mesh.peer import PeerInfo
+from mesh.peer import PeerID, PeerInfo
 
 log = logging.getLogger(__name__)
 
@@ -29,35 +31,41 @@ _GIVERS: Final = 4
 class Gifts:
     """What is to be given to whom. `run` it."""
 
-    def __init__(self, peers: Peers, *, config: DhtConfig, metrics: DhtMetrics) -> None:
+    def __init__(self, peers: Peers, holdings: Holdings, *, config: DhtConfig, metrics: DhtMetrics) -> None:
         self._peers = peers
+        self._holdings = holdings
         self._config = config
         self._metrics = metrics
-        self._waiting: OrderedDict[PeerInfo, dict[Slot, Record]] = OrderedDict()
+        self._waiting: OrderedDict[PeerID, tuple[PeerInfo, dict[Slot, Record]]] = OrderedDict()
+        self._bytes = 0
         self._news = trio.Event()
         self._refusals = Refusals()
 
     def offer(self, info: PeerInfo, records: Sequence[Record]) -> None:
-        """Send these to the peer soon. Nodes that hold no replicas themselves give none."""
+        """Send these to the peer soon, those left out that may not be spread or that it refused lately. Nodes that hold
+        no replicas themselves give none."""
+        now = trio.current_time()
+        records = [
+            record
+            for record in records
+            if not self._refusals.holds(info.peer_id, record.digest, now=now) and self._holdings.may_be_spread(record)
+        ]
         if not records or self._peers.role is not Role.SERVER:
             return
-        lacking = self._waiting.get(info)
-        if lacking is None:
-            if len(self._waiting) >= self._config.max_gifts:
-                log.debug("dht.gift_skipped", extra={"peer": str(info.peer_id)})
-                return
-            lacking = self._waiting[info] = {}
+        if info.peer_id not in self._waiting and len(self._waiting) >= self._config.max_gifts:
+            log.debug("dht.gift_skipped", extra={"peer": str(info.peer_id)})
+            return
+        _, lacking = self._waiting.get(info.peer_id, (info, {}))
+        self._waiting[info.peer_id] = (info, lacking)
         for record in records:
             held = lacking.get(record.slot)
-            if (held is None or held.order < record.order) and (
-                held is not None or len(lacking) < self._config.max_handover_records
-            ):
+            more = record_bytes(record) - (0 if held is None else record_bytes(held))
+            if (held is not None and held.order >= record.order) or self._bytes + more > self._config.max_gift_bytes:
+                continue
+            if held is not None or len(lacking) < self._config.max_handover_records:
                 lacking[record.slot] = record
+                self._bytes += more
         self._news.set()
-
-    def was_refused(self, info: PeerInfo, record: Record) -> bool:
-        """Whether the peer said lately that it will not hold this record."""
-        return self._refusals.holds(info.peer_id, record.digest, now=trio.current_time())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Give until cancelled."""
@@ -71,9 +79,11 @@ class Gifts:
             while not self._waiting:
                 self._news = trio.Event() if self._news.is_set() else self._news
                 await self._news.wait()
-            info, lacking = self._waiting.popitem(last=False)
+            _, (info, lacking) = self._waiting.popitem(last=False)
+            self._bytes -= sum(map(record_bytes, lacking.values()))
             try:
-                await self.send(info, tuple(lacking.values()))
+                if lacking:
+                    await self.send(info, tuple(lacking.values()))
             except MeshError as error:
                 log.debug("dht.gift_failed", extra={"peer": str(info.peer_id), "error": str(error)})
 
@@ -86,7 +96,7 @@ class Gifts:
             if is_full and batch:
                 judged = await self._peers.ask_store(info, tuple(batch), want=0)
                 for given, verdict in zip(batch, judged, strict=True):
-                    if verdict.verdict not in ("", "duplicate"):
+                    if verdict.verdict not in HELD:
                         self._refusals.note(info.peer_id, given.digest, verdict.verdict, now=trio.current_time())
                 self._metrics.given += len(batch)
                 batch, size = [], 0

@@ -56,8 +56,8 @@ class Holdings:
 
     # -- letting in --
 
-    async def accept(self, record: Record, *, sender: PeerID | None) -> None:
-        """Check and hold a record; `sender` None is ourselves. Raises RecordRejected."""
+    async def accept(self, record: Record, *, sender: PeerID | None, own: Keep = Keep.OWN) -> None:
+        """Check and hold a record; `sender` None is ourselves, who say how it is held. Raises RecordRejected."""
         now, position = self._clock.now(), self._position()
         self.validator.check_envelope(record, purpose=Purpose.STORE, now=now, position=position, sender=sender)
         member = await self._is_member(record.owner)
@@ -72,7 +72,7 @@ class Holdings:
             now=now,
         )
         rule = self.validator.rule(record.key)
-        keep = Keep.OWN if is_own else Keep.EVIDENCE if rule.is_evidence else Keep.REPLICA
+        keep = own if is_own else Keep.EVIDENCE if rule.is_evidence else Keep.REPLICA
         known = self.store.proof(record.slot)
         try:
             evicted = self.store.put(
@@ -94,6 +94,12 @@ class Holdings:
         if self._disk is not None:
             await self._offload(self._disk.flush)
 
+    async def close(self) -> None:
+        """Flush, and close the file; what comes after is held in memory only. Raises ConfigError."""
+        if self._disk is not None:
+            disk, self._disk = self._disk, None
+            await self._offload(disk.close)
+
     def may_be_sent(self, record: Record) -> bool:
         """Whether others would take a record now, as far as its time says: its window is open, it has not expired."""
         try:
@@ -105,9 +111,11 @@ class Holdings:
         return True
 
     def may_be_spread(self, record: Record) -> bool:
-        """Whether we may give a record to whoever is near its key. Evidence goes where its owner sends it while its
-        window is open: who has it by then is what inventories are about."""
-        return not self.validator.rule(record.key).is_evidence and self.may_be_sent(record)
+        """Whether we may give a record to whoever is near its key. One for named peers is for nobody else, and evidence
+        goes where its owner sends it while its window is open: who has it by then is what inventories are about."""
+        if self.store.keep(record.slot) is Keep.NAMED or self.validator.rule(record.key).is_evidence:
+            return False
+        return self.may_be_sent(record)
 
     async def check_read(self, record: Record) -> None:
         """Check a record that another node returned. Raises RecordRejected."""

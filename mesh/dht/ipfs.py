@@ -60,6 +60,8 @@ class IpfsConfig(BaseModel):
     write_s: float = Field(default=10.0, gt=0, description="how long another may take to read an answer")
     requests_per_s: float = Field(default=50.0, gt=0, description="requests of one peer")
     guest_requests_per_s: float = Field(default=5.0, gt=0, description="the same, of a guest")
+    all_guest_requests_per_s: float = Field(default=50.0, gt=0, description="the same, of all guests together")
+    max_guest_value_bytes: int = Field(default=128 * 1024, ge=1024, description="records in one answer to a guest")
     max_callers: int = Field(default=1024, ge=1, description="callers whose rate is remembered")
     timeout_s: float = Field(default=10.0, gt=0, description="one exchange of ours")
     max_foreign: int = Field(default=4096, ge=1, description="peers remembered to speak only this")
@@ -87,9 +89,12 @@ class IpfsWire:
         self._config = config
         self._metrics = metrics
         self._foreign: OrderedDict[PeerID, None] = OrderedDict()
+        self._met: OrderedDict[PeerID, None] = OrderedDict()
+        """Members that were found out about already."""
         self._streams: Counter[PeerID] = Counter()
         self._members = RateLimiter[PeerID](_rate(config.requests_per_s), max_keys=config.max_callers)
         self._guests = RateLimiter[PeerID](_rate(config.guest_requests_per_s), max_keys=config.max_callers)
+        self._all_guests = _rate(config.all_guest_requests_per_s).bucket()
         self.protocol = ipfs.protocol(config.prefix)
         self._heard_in, self.heard = trio.open_memory_channel[PeerInfo](64)
         """Members that asked something on this wire and may serve on it too: whoever reads this should find out."""
@@ -108,7 +113,7 @@ class IpfsWire:
             self._foreign.popitem(last=False)
 
     def forget(self, peer: PeerID) -> None:
-        """It speaks neither."""
+        """It speaks neither, or not now."""
         self._foreign.pop(peer, None)
 
     # -- answering --
@@ -120,23 +125,26 @@ class IpfsWire:
     async def _serve(self, stream: Stream) -> None:
         peer = stream.remote
         if self._streams[peer] >= self._config.max_streams_per_peer:
+            self._metrics.count(self._metrics.refused, "rate-limited")
             raise NotAuthorized("rate-limited", f"{peer} has {self._streams[peer]} streams open")
         self._streams[peer] += 1
         reader = protobuf.FrameReader(ipfs.MAX_MESSAGE_BYTES)
         try:
             while True:
+                # For a whole request, so that bytes that trickle hold a stream no longer than silence does.
                 with trio.move_on_after(self._config.idle_s) as waiting:
-                    data = await stream.receive_some()
-                if waiting.cancelled_caught or not data:
+                    body = await _next(stream, reader)
+                if waiting.cancelled_caught or body is None:
                     return
-                for body in reader.feed(data):
-                    answer = await self._answer(peer, ipfs.decode(body))
-                    if answer is not None:
-                        with trio.fail_after(self._config.write_s):
-                            await stream.send_all(protobuf.framed(ipfs.encode(answer)))
+                answer = await self._answer(peer, ipfs.decode(body))
+                if answer is not None:
+                    with trio.fail_after(self._config.write_s):
+                        await stream.send_all(protobuf.framed(ipfs.encode(answer)))
         except (MeshError, trio.TooSlowError) as error:
-            reason = error.reason if isinstance(error, RecordRejected | NotAuthorized) else type(error).__name__
-            self._metrics.count(self._metrics.refused, reason)
+            if isinstance(error, RecordRejected | NotAuthorized):
+                self._metrics.count(self._metrics.refused, error.reason)
+            elif isinstance(error, RemoteProtocolError):
+                self._metrics.count(self._metrics.refused, "malformed")
             log.debug("dht.ipfs_refused", extra={"peer": str(peer), "error": str(error)})
             await stream.reset()
         finally:
@@ -152,9 +160,17 @@ class IpfsWire:
         if not is_enough(found, least):
             raise NotAuthorized("class-too-low", f"{peer} may not {message.kind.name}")
         is_guest = found < PeerClass.INFRASTRUCTURE
-        if not (self._guests if is_guest else self._members).take(peer, trio.current_time()):
+        now = trio.current_time()
+        if is_guest:
+            is_allowed = self._guests.take(peer, now) and self._all_guests.take(now)
+        else:
+            is_allowed = self._members.take(peer, now)
+        if not is_allowed:
             raise NotAuthorized("rate-limited", f"{peer} asks more often than this node answers")
-        if not is_guest and peer not in self._table:
+        if not is_guest and peer not in self._table and peer not in self._met:
+            self._met[peer] = None
+            if len(self._met) > self._config.max_foreign:
+                self._met.popitem(last=False)
             try:
                 self._heard_in.send_nowait(self._rpc.net.known(peer))
             except trio.WouldBlock:
@@ -169,7 +185,7 @@ class IpfsWire:
             return None
         closer = raw_peers(self._closer(message.key, peer))
         if message.kind is Kind.GET_VALUE:
-            return await self._get(message.key, closer)
+            return await self._get(message.key, closer, is_guest=is_guest)
         if message.kind is Kind.GET_PROVIDERS:
             providers = raw_peers(self._providers.get(message.key, now=trio.current_time())[:MAX_CLOSER])
             return Message(Kind.GET_PROVIDERS, message.key, closer=closer, providers=providers)
@@ -193,18 +209,21 @@ class IpfsWire:
                 raise
         await self._holdings.flush()
 
-    async def _get(self, key: bytes, closer: tuple[ipfs.RawPeer, ...]) -> Message:
+    async def _get(self, key: bytes, closer: tuple[ipfs.RawPeer, ...], *, is_guest: bool) -> Message:
         try:
             records = await self._holdings.readable(ipfs.record_key(key)) if self._role is Role.SERVER else ()
         except (RecordRejected, RemoteProtocolError):
             records = ()  # a key that no rule covers: nothing is there
         records = tuple(record for record in records if not record.tombstone)
-        value = ipfs.pack_records(records) if records else None
+        room = self._config.max_guest_value_bytes if is_guest else ipfs.MAX_VALUE_BYTES
+        value = ipfs.pack_records(records, max_bytes=room) if records else None
         return Message(Kind.GET_VALUE, key, value, key if value is not None else b"", closer)
 
     def _add_provider(self, peer: PeerID, message: Message) -> None:
         if not message.key:
             raise RemoteProtocolError("a provider of nothing")
+        if self._role is not Role.SERVER:
+            raise RecordRejected("not-a-replica")
         for multihash, addrs in message.providers:
             if multihash == peer.multihash:  # a peer speaks for itself only
                 info = PeerInfo(peer, parse_addrs(addrs, ours=self._rpc.net.local.addrs))
@@ -237,12 +256,12 @@ class IpfsWire:
             near = await exchange.ask(Message(Kind.GET_VALUE, key))
             closer = self._parse(near.closer)
             if record.subkey or record.tombstone:
-                return Judged(Role.SERVER, "not-a-replica", closer)
+                return Judged("not-a-replica", closer)
             try:
                 await exchange.ask(Message(Kind.PUT_VALUE, key, record.to_bytes(), key))
             except StreamBroken:
-                return Judged(Role.SERVER, "refused", closer)
-            return Judged(Role.SERVER, "", closer)
+                return Judged("refused", closer)
+            return Judged("", closer)
 
     async def ask_provide(self, info: PeerInfo, key: bytes) -> Judged:
         """Tell a foreign peer that we have something. Raises MeshError."""
@@ -251,7 +270,7 @@ class IpfsWire:
             near = await exchange.ask(Message(Kind.GET_PROVIDERS, key))
             ours = (local.peer_id.multihash, raw_addrs(local.addrs))
             await exchange.tell(Message(Kind.ADD_PROVIDER, key, providers=(ours,)))
-        return Judged(Role.SERVER, "", self._parse(near.closer))
+        return Judged("", self._parse(near.closer))
 
     async def ping(self, info: PeerInfo) -> None:
         """Whether a peer serves this wire: it is asked for its neighbourhood, for not all answer PING. Raises
@@ -290,6 +309,17 @@ class IpfsWire:
         return min(candidates, key=lambda peer: key_of(peer.multihash) ^ place)
 
 
+async def _next(stream: Stream, reader: protobuf.FrameReader) -> bytes | None:
+    """The next whole message; None at the end of the stream."""
+    body = next(reader.feed(b""), None)
+    while body is None:
+        data = await stream.receive_some()
+        if not data:
+            return None
+        body = next(reader.feed(data), None)
+    return body
+
+
 class _Exchange:
     """Requests and replies in turn on one stream."""
 
@@ -305,15 +335,13 @@ class _Exchange:
         """Send a request and wait for its reply. Raises StreamBroken when the other side ends the stream instead, which
         is how it refuses."""
         await self.tell(message)
-        while True:
-            data = await self._stream.receive_some()
-            if not data:
-                raise StreamBroken(f"{self._stream.remote.short} ended the stream instead of answering")
-            for body in self._reader.feed(data):
-                reply = ipfs.decode(body)
-                if reply.kind is not message.kind:
-                    raise RemoteProtocolError(f"a {reply.kind.name} in answer to a {message.kind.name}")
-                return reply
+        body = await _next(self._stream, self._reader)
+        if body is None:
+            raise StreamBroken(f"{self._stream.remote.short} ended the stream instead of answering")
+        reply = ipfs.decode(body)
+        if reply.kind is not message.kind:
+            raise RemoteProtocolError(f"a {reply.kind.name} in answer to a {message.kind.name}")
+        return reply
 
 
 def _rate(per_s: float) -> Rate:

@@ -40,10 +40,7 @@ class Joiner:
         ourselves where that is news (mesh.kad.rejoin)."""
         table = self._peers.table
         knew_nobody = len(table) == 0
-        asked = self._missing()
-        ids = [info.peer_id for info in asked]
-        met = [peer for peer in whom_to_ask(table, (), rng=self._rng) if peer not in ids]
-        asked += [self._peers.rpc.net.known(peer) for peer in met]
+        asked = whom_to_ask(table, self._seeds(), rng=self._rng)
         strangers: dict[PeerID, PeerInfo] = {}
         async with trio.open_nursery() as nursery:
             for info in asked:
@@ -79,16 +76,14 @@ class Joiner:
                 pause_s = min(self._config.retry_max_s, pause_s * 2)
             await self.join()
 
-    def _missing(self) -> list[PeerInfo]:
-        """Bootnodes and cached peers that are not in the table. Where we were told that somebody is comes before where
-        he was."""
+    def _seeds(self) -> list[PeerInfo]:
+        """Bootnodes and a bucketful of cached peers. Where we were told that somebody is comes before where he was."""
         cached = [info for info in self._state.peers if info.peer_id not in self._peers.table]
         seeds: dict[PeerID, PeerInfo] = {}
         for info in (*self._bootstrap, *cached[: self._config.routing.bucket_size]):
-            name = info.peer_id
-            told = seeds.get(name, PeerInfo(info.peer_id))
-            seeds[name] = PeerInfo(info.peer_id, tuple(dict.fromkeys((*told.addrs, *info.addrs))))
-        return [info for info in seeds.values() if info.peer_id not in self._peers.table]
+            told = seeds.get(info.peer_id, PeerInfo(info.peer_id))
+            seeds[info.peer_id] = PeerInfo(info.peer_id, tuple(dict.fromkeys((*told.addrs, *info.addrs))))
+        return list(seeds.values())
 
     async def _knock(self, info: PeerInfo, strangers: dict[PeerID, PeerInfo]) -> None:
         """Ask a peer who is near us; those it names that we should know and do not are added to `strangers`."""

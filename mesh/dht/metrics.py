@@ -52,7 +52,7 @@ class DhtMetrics:
 
     operations: dict[str, OperationMetrics] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
-    """Records that others wanted us to store and we did not, by reason."""
+    """Records that others wanted us to store and requests of theirs that we refused, by reason."""
     refused_by_others: dict[str, int] = field(default_factory=dict)
     """Records of ours that others did not store, by reason."""
     asked: dict[str, int] = field(default_factory=dict)

@@ -124,8 +124,9 @@ class Peers:
         paths: int | None = None,
         stop_when: Callable[[Lookup], bool] | None = None,
         seeds: Sequence[PeerInfo] = (),
+        only: Sequence[PeerInfo] = (),
     ) -> Lookup:
-        """A lookup that begins with the closest peers we know, and these."""
+        """A lookup that begins with the closest peers we know, and `seeds`; with `only` these, where there are any."""
         update = {name: value for name, value in (("alpha", alpha), ("paths", paths)) if value is not None}
         config = self._config.lookup.model_copy(update=update) if update else self._config.lookup
         lookup = Lookup(
@@ -137,7 +138,8 @@ class Peers:
             stop_when=stop_when,
             patience=self.patience,
         )
-        return lookup.start((*seeds, *self.table.closest(target, max(k, self._config.routing.bucket_size))))
+        known = only or self.table.closest(target, max(k, self._config.routing.bucket_size))
+        return lookup.start((*seeds, *known))
 
     async def drive(self, lookup: Lookup, ask: Ask, *, kind: str) -> Lookup:
         """Move a lookup's messages until it is finished; requests still open then are cancelled."""
@@ -306,7 +308,7 @@ class Peers:
             if len(verdicts) != count or len(closer) != count:
                 raise RemoteProtocolError(f"{info.peer_id} gave {len(verdicts)} verdicts on {count} of ours")
             peers = parse_peers(raws, local=self.here, near=self._near())
-            judged = [Judged(role, verdict, named(peers, near)) for verdict, near in zip(verdicts, closer, strict=True)]
+            judged = [Judged(verdict, named(peers, near)) for verdict, near in zip(verdicts, closer, strict=True)]
         await self.on_answer(info, role)
         return judged
 
@@ -342,15 +344,20 @@ class Peers:
         if isinstance(error, RemoteProtocolError):
             log.warning("%s broke the protocol and is shunned for a while: %s", peer, error)
             self._metrics.shunned += 1
-            self.table.remove(peer)
+            self._remove(peer)
             self._shunned.pop(peer, None)
             self._shunned[peer] = trio.current_time() + self._config.shun_s
             while len(self._shunned) > self._config.max_shunned:
                 self._shunned.popitem(last=False)
-        elif isinstance(error, RemoteFailure):
+        elif isinstance(error, RemoteFailure | NotAuthorized):
             self.table.on_seen(peer, now=trio.current_time())  # alive, if not well
         else:
             self._failed(peer)
+
+    def _remove(self, peer: PeerID) -> None:
+        if peer in self.table:
+            self.table.remove(peer)
+            self._on_lost(peer)
 
     def _failed(self, peer: PeerID) -> None:
         if self.table.on_failure(peer):
@@ -359,7 +366,7 @@ class Peers:
     async def on_answer(self, info: PeerInfo, role: Role) -> None:
         """A peer answered: members and bootnodes that serve get a place in the table."""
         if role is Role.CLIENT or not await self.may_be_asked(info.peer_id):
-            self.table.remove(info.peer_id)
+            self._remove(info.peer_id)
             return
         known = self.rpc.net.known(info.peer_id)
         self.heard(known if known.addrs else info, role)
@@ -385,7 +392,7 @@ class Peers:
                 self._pings_in.send_nowait(ping)
             except trio.WouldBlock:
                 self.table.cancel_ping(ping.info.peer_id)
-        if is_new and role is Role.SERVER:
+        if is_new and role is Role.SERVER and info.peer_id in self.table:
             self._on_new(info)
 
     def closest_to(self, target: Key, asker: PeerID, want: int) -> list[PeerInfo]:
@@ -444,15 +451,22 @@ class Peers:
 
     async def _meet_foreign(self, wire: IpfsWire) -> None:
         """Find out whether members that asked on the other wire serve on it, too."""
-        async for info in wire.heard:
-            if info.peer_id in self.table or not await self.may_be_asked(info.peer_id):
-                continue
-            wire.note(info.peer_id)
-            try:
-                await self.ping(info)
-            except MeshError as error:
-                wire.forget(info.peer_id)
-                log.debug("dht.foreign_only_asks", extra={"peer": str(info.peer_id), "error": str(error)})
+        limiter = trio.CapacityLimiter(8)
+
+        async def one(info: PeerInfo) -> None:
+            async with limiter:
+                if info.peer_id in self.table or not await self.may_be_asked(info.peer_id):
+                    return
+                wire.note(info.peer_id)
+                try:
+                    await self.ping(info)
+                except MeshError as error:
+                    wire.forget(info.peer_id)
+                    log.debug("dht.foreign_only_asks", extra={"peer": str(info.peer_id), "error": str(error)})
+
+        async with trio.open_nursery() as nursery:
+            async for info in wire.heard:
+                nursery.start_soon(one, info)
 
     async def _keep_tagged(self) -> None:
         """Say to the network that connections to peers in the table are worth more than others."""

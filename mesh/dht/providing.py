@@ -3,25 +3,21 @@ a peer says it of itself over its own connection, and it is forgotten unless sai
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from mesh.dht.answers import Judged
 from mesh.dht.config import DhtConfig
 from mesh.dht.peers import Peers
 from mesh.dht.servicer import STORED
-from mesh.errors import LocalProtocolError, MeshError
+from mesh.errors import LocalProtocolError
 from mesh.kad.key import key_of
 from mesh.kad.lookup import Counts, Lookup
 from mesh.kad.providers import ProviderStore
 from mesh.kad.record import MAX_KEY_BYTES
 from mesh.kad.wire import Query, Role
 from mesh.peer import PeerID, PeerInfo
-
-log = logging.getLogger(__name__)
 
 
 class Providing:
@@ -43,7 +39,6 @@ class Providing:
         told: list[PeerID] = []
 
         async def ask(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
-            judged: Judged
             (judged,) = await self._peers.ask_provide(info, (key,), want=self._config.replicas)
             if judged.verdict == STORED:
                 told.append(info.peer_id)
@@ -94,10 +89,7 @@ class Providing:
                 if own.is_there is not None and not own.is_there():
                     self._own.pop(key, None)
                 elif key in self._own and now - own.told_at >= self._config.provide_s:
-                    try:
-                        await self.provide(key, own.is_there)
-                    except MeshError as error:
-                        log.debug("dht.provide_failed", extra={"key": key, "error": str(error)})
+                    await self.provide(key, own.is_there)
 
 
 @dataclass(frozen=True, slots=True)

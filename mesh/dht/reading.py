@@ -25,6 +25,7 @@ from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
 from mesh.dht.report import Found, Want
 from mesh.errors import MeshError, RecordNotFound, RecordRejected, RemoteProtocolError
+from mesh.kad.diversity import crowding, outside, second_seeds
 from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of_record
 from mesh.kad.lookup import Counts, Lookup
@@ -51,6 +52,7 @@ class _Collected:
     newest: dict[Slot, Record] = field(default_factory=dict)
     returned: dict[PeerID, set[bytes]] = field(default_factory=dict)
     """Digests of what each peer that answered holds."""
+    slots_of: Counter[PeerID] = field(default_factory=Counter)
     proofs: dict[Slot, Equivocation] = field(default_factory=dict)
     is_done: bool = False
 
@@ -85,6 +87,7 @@ class Reader:
                 await trio.lowlevel.checkpoint()
                 return near
         collected = await self._shared(key, want, paths, ask or self._ask)
+        self._cache.forget(key)
         found = await self._present(collected, called_at)
         self._cache.put(found)
         return found
@@ -134,7 +137,7 @@ class Reader:
                 proofs=self._holdings.store.proofs_of(key),
             )
         found = self._cache.get(key, now=now)
-        if found is None:
+        if found is None or any(self._is_overtaken(record) for record in found):
             return None
         if self._holdings.validator.rule(key).members_only:
             for owner in sorted({record.owner for record in found}):
@@ -143,6 +146,11 @@ class Reader:
                     return None
         self._metrics.cache_hits += 1
         return replace(found, age_s=now - found.at)
+
+    def _is_overtaken(self, record: Record) -> bool:
+        """Whether we hold something newer in its place, a tombstone perhaps."""
+        held = self._holdings.store.held(record.slot)
+        return held is not None and held.order > record.order
 
     # -- one lookup, shared --
 
@@ -191,11 +199,30 @@ class Reader:
         if not collected.newest:
             lookup.widen(self._config.miss_width)
             await self._peers.drive(lookup, one, kind="get")
+        if not collected.newest:
+            await self._ask_others(collected, lookup, ask)
         self._repair(collected, want, lookup)
+
+    async def _ask_others(self, collected: _Collected, lookup: Lookup, ask: AskQuery) -> None:
+        """Before saying that nothing is there, ask outside the IP groups that said so (mesh.kad.diversity)."""
+        crowded = crowding(lookup.closest())
+        count = self._config.routing.bucket_size
+        others = second_seeds(self._peers.table, lookup.target, crowded, count=count)
+        if not crowded or not others:
+            return
+
+        async def one(info: PeerInfo) -> tuple[Sequence[PeerInfo], Counts]:
+            answer = await ask(info, Query(key=collected.key))
+            await self._take(collected, info, answer)
+            return outside(answer.closer, crowded), Counts.YES if answer.role is Role.SERVER else Counts.ROUTES_ONLY
+
+        second = self._peers.lookup(lookup.target, k=self._config.read_width, only=others)
+        await self._peers.drive(second, one, kind="get")
 
     async def _take_ours(self, collected: _Collected) -> None:
         held = await self._holdings.readable(collected.key)
         collected.newest.update((record.slot, record) for record in held)
+        collected.slots_of.update(record.owner for record in held)
         if held:
             collected.returned[self._peers.local] = {record.digest for record in held}
         collected.proofs.update((proof.slot, proof) for proof in self._holdings.store.proofs_of(collected.key))
@@ -231,6 +258,7 @@ class Reader:
     ) -> tuple[bytes, bytes] | None:
         """Take what is newer, after checking it. Returns where the page, which begins behind `after`, ended."""
         last = after
+        most = self._holdings.validator.rule(collected.key).max_records_per_owner
         with self._peers.blaming(source):
             for number, raw in enumerate(raws):
                 if number % 32 == 31:
@@ -246,6 +274,8 @@ class Reader:
                 if held is not None and held.order >= record.order:
                     returned.add(record.digest)
                     continue
+                if held is None and collected.slots_of[record.owner] >= most:
+                    continue  # no honest replica holds more of one owner
                 try:
                     await self._holdings.check_read(record)
                 except RecordRejected as error:
@@ -255,6 +285,7 @@ class Reader:
                     log.debug("dht.record_skipped", extra={"peer": str(source), "reason": error.reason})
                     continue
                 returned.add(record.digest)
+                collected.slots_of[record.owner] += held is None
                 collected.newest[record.slot] = record
         return last
 
@@ -281,7 +312,7 @@ class Reader:
             near = [miss] if miss is not None and miss.peer_id in collected.returned else []
         for info in near:
             lacking = [r for r in collected.newest.values() if r.digest not in collected.returned[info.peer_id]]
-            self._gifts.offer(info, [record for record in lacking if self._holdings.may_be_spread(record)])
+            self._gifts.offer(info, lacking)
 
     async def _present(self, collected: _Collected, called_at: float) -> Found:
         newest = await self._merged(collected)

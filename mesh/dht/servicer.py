@@ -14,6 +14,7 @@ from mesh.kad.key import key_of, key_of_record
 from mesh.kad.record import Record
 from mesh.kad.replicas import pack_wanted
 from mesh.kad.wire import (
+    MAX_CLOSER,
     MAX_PROOFS,
     Answer,
     FindReply,
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 STORED: Final = ""
 """The verdict on a record that is held now."""
+HELD: Final = frozenset({STORED, "duplicate"})
+"""Verdicts after which the peer holds the record."""
 
 
 class KadServicer(Servicer):
@@ -102,13 +105,15 @@ class KadServicer(Servicer):
         except RecordRejected as error:
             self._metrics.count(self._metrics.refused, error.reason, len(request.records))
             raise NotAuthorized("rate-limited", error.detail) from error
+        self._charge_finds(ctx.remote, False, 1 + len(request.records) // 8)
         for number, raw in enumerate(request.records):
             if number % 8 == 7:  # eight RSA signatures are checked in a few milliseconds
                 await trio.lowlevel.checkpoint()
             near: tuple[int, ...] = ()
             try:
                 record = Record.from_bytes(raw)
-                near = naming.indices(self._peers.closest_to(key_of_record(record.key), ctx.remote, request.want))
+                if not verdicts or verdicts[-1] != "rate":
+                    near = naming.indices(self._peers.closest_to(key_of_record(record.key), ctx.remote, request.want))
                 if self._config.role is not Role.SERVER:
                     raise RecordRejected("not-a-replica")
                 await self._holdings.accept(record, sender=ctx.remote)
@@ -121,8 +126,10 @@ class KadServicer(Servicer):
             else:
                 verdicts.append(STORED)
             closer.append(near)
-            if verdicts[-1] not in (STORED, "duplicate"):
+            if verdicts[-1] not in HELD:
                 self._metrics.count(self._metrics.refused, verdicts[-1])
+        if STORED in verdicts:
+            await self._holdings.flush()
         return StoreReply(role=self._config.role, verdicts=tuple(verdicts), peers=naming.peers(), closer=tuple(closer))
 
     @method(least=PeerClass.MEMBER, timeout_s=10.0, max_request_bytes=16 * 1024, max_response_bytes=256 * 1024)
@@ -168,8 +175,9 @@ class KadServicer(Servicer):
             for raw in request.proofs:
                 try:
                     new += await self._holdings.learn_proof(Equivocation.from_bytes(raw))
-                except RecordRejected as error:
-                    self._metrics.count(self._metrics.refused, f"proof-{error.reason}")
+                except (RecordRejected, RemoteProtocolError) as error:
+                    reason = error.reason if isinstance(error, RecordRejected) else "malformed"
+                    self._metrics.count(self._metrics.refused, f"proof-{reason}")
                     log.debug("dht.proof_refused", extra={"peer": str(ctx.remote), "error": str(error)})
         return ProofReply(role=self._config.role, new=new)
 
@@ -178,7 +186,7 @@ class KadServicer(Servicer):
         if self._config.role is not Role.SERVER:
             return Answer(closer=closer)
         if query.provided is not None:
-            providers = self._providers.get(query.provided, now=trio.current_time())
+            providers = self._providers.get(query.provided, now=trio.current_time())[:MAX_CLOSER]
             return Answer(closer=closer, providers=naming.indices(providers))
         if query.key is None:
             return Answer(closer=closer)

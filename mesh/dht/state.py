@@ -43,8 +43,12 @@ class DhtState:
         be."""
         seq = max(self._last_seq + 1, int(now * 1000))
         if seq > self._reserved:
-            self._reserved = seq + RESERVE_MS
-            self.save()
+            before, self._reserved = self._reserved, seq + RESERVE_MS
+            try:
+                self.save()
+            except ConfigError:
+                self._reserved = before  # nothing is reserved that is not on disk
+                raise
         self._last_seq = seq
         return seq
 

@@ -4,7 +4,9 @@ mesh.kad.replicas says, drop what expired. When each is due, mesh.kad.schedule s
 from __future__ import annotations
 
 import logging
+import math
 import random
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -17,7 +19,7 @@ from mesh.dht.peers import Peers
 from mesh.dht.writing import Writer
 from mesh.errors import ConfigError, MeshError
 from mesh.kad.key import key_of_peer
-from mesh.kad.record import Record
+from mesh.kad.record import Record, Slot
 from mesh.kad.replicas import MAX_OFFER, by_peer, is_first_to_give, owed
 from mesh.kad.schedule import Schedule
 from mesh.kad.wire import Role
@@ -48,13 +50,22 @@ class Upkeep:
         self._config = config
         self._rng = rng
         self._local = key_of_peer(peers.local)
+        self._given_at: OrderedDict[PeerID, float] = OrderedDict()
         self._partners: frozenset[PeerID] = frozenset()
         """Whom something was offered in the last round: who holds records with us."""
         self._new_in, self._new_out = trio.open_memory_channel[PeerInfo](config.max_gifts)
 
     def on_new(self, info: PeerInfo) -> None:
-        """A peer came into the table that was not there before."""
+        """A peer came into the table that was not there before. One that comes and goes is given what it should hold
+        once in a while only."""
+        now = trio.current_time()
+        if self._given_at.get(info.peer_id, -math.inf) > now - self._config.handover_s:
+            return
         if self._peers.role is Role.SERVER and len(self._holdings.store):
+            self._given_at.pop(info.peer_id, None)
+            self._given_at[info.peer_id] = now
+            if len(self._given_at) > self._config.max_callers:
+                self._given_at.popitem(last=False)
             try:
                 self._new_in.send_nowait(info)
             except trio.WouldBlock:
@@ -68,30 +79,52 @@ class Upkeep:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_up)
+            nursery.start_soon(self._refresh)
+            nursery.start_soon(self._republish)
+            nursery.start_soon(self._keep_synced)
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self._drop_expired)
             task_status.started()
 
-    async def _keep_up(self) -> None:
-        table, schedule = self._peers.table, self._schedule
-        schedule.synced(now=trio.current_time())
+    # Each of these waits for its own peers only: a slow one delays neither of the others.
+
+    async def _refresh(self) -> None:
+        table = self._peers.table
         while True:
             now = trio.current_time()
-            due = schedule.due(now, buckets=table.buckets)
-            for index in due.buckets:
-                schedule.touched(index, now=now)
+            for index in self._schedule.due(now, buckets=table.buckets).buckets:
+                self._schedule.touched(index, now=now)
                 if len(table):
                     await self._peers.find(table.random_key(index, rng=self._rng), k=self._config.refresh_width)
-            for slot in due.records:
+            await self._tick()
+
+    async def _republish(self) -> None:
+        limiter = trio.CapacityLimiter(self._config.max_parallel_keys)
+
+        async def one(slot: Slot) -> None:
+            async with limiter:
                 await self._writer.republish(slot)
-            if due.sync:
-                schedule.synced(now=trio.current_time())
+
+        while True:
+            async with trio.open_nursery() as nursery:
+                for slot in self._schedule.due(trio.current_time(), buckets=0).records:
+                    nursery.start_soon(one, slot)
+            await self._tick()
+
+    async def _keep_synced(self) -> None:
+        self._schedule.synced(now=trio.current_time())
+        while True:
+            if self._schedule.due(trio.current_time(), buckets=0).sync:
+                self._schedule.synced(now=trio.current_time())
                 await self._sync()
-            at = schedule.next_at(trio.current_time(), buckets=table.buckets)
-            # What is put or lost meanwhile may be due sooner than anything known now.
-            tick_s = min(30.0, self._config.schedule.sync_soon_s)
-            await trio.sleep(max(0.1, min(tick_s, at - trio.current_time())))
+            await self._tick()
+
+    async def _tick(self) -> None:
+        """Until something known is due; what is put or lost meanwhile may be due sooner."""
+        now = trio.current_time()
+        at = self._schedule.next_at(now, buckets=self._peers.table.buckets)
+        tick_s = min(30.0, self._config.schedule.sync_soon_s)
+        await trio.sleep(max(1.0, min(tick_s, at - now)))
 
     async def _sync(self) -> None:
         """Offer each peer what it should hold and we do, and give what it lacks."""
@@ -99,7 +132,8 @@ class Upkeep:
             return
         owing: list[tuple[bytes, Sequence[PeerInfo]]] = []
         keys = self._holdings.store.keys()
-        pairs = owed(keys, self._peers.table, replicas=self._config.replicas, local=self._local)
+        near = self._config.routing.bucket_size
+        pairs = owed(keys, self._peers.table, replicas=self._config.replicas, local=self._local, near=near)
         for number, pair in enumerate(pairs):
             if number % 64 == 63:
                 await trio.lowlevel.checkpoint()
@@ -115,7 +149,7 @@ class Upkeep:
             record
             for key in keys
             for record in self._holdings.store.records(key, now=now)
-            if self._holdings.may_be_spread(record) and not self._writer.is_named(record.slot)
+            if self._holdings.may_be_spread(record)
         ]
         for start in range(0, len(records), MAX_OFFER):
             batch = records[start : start + MAX_OFFER]
@@ -126,8 +160,7 @@ class Upkeep:
                 with suppress(MeshError):  # once more, so that a replica that is gone is not counted on for long
                     await self._peers.ping(info)
                 return
-            lacking = [batch[place] for place in wanted]
-            self._gifts.offer(info, [record for record in lacking if not self._gifts.was_refused(info, record)])
+            self._gifts.offer(info, [batch[place] for place in wanted])
 
     async def _drop_expired(self) -> None:
         while True:
@@ -150,5 +183,4 @@ class Upkeep:
                     key, info.peer_id, self._peers.table, local=self._local, replicas=self._config.replicas
                 ):
                     batch += self._holdings.store.records(key, now=self._holdings.now())
-            # One whose window is over the new peer reads from us.
-            self._gifts.offer(info, [record for record in batch if self._holdings.may_be_sent(record)])
+            self._gifts.offer(info, batch)

@@ -17,7 +17,7 @@ from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.peers import Peers
 from mesh.dht.report import StoreReport
-from mesh.dht.servicer import STORED
+from mesh.dht.servicer import HELD
 from mesh.dht.state import DhtState
 from mesh.errors import (
     LocalProtocolError,
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 AskStore = Callable[[PeerInfo, Record], Awaitable[Judged]]
 
-_HELD: Final = frozenset({STORED, "duplicate"})
-"""Verdicts after which the replica holds the record."""
 _ITS_OWN_TROUBLE: Final = frozenset({"not-a-replica", "full", "rate"})
 """Verdicts about the replica, not the record: the next closest peer is asked instead."""
 
@@ -87,12 +85,9 @@ class Writer:
         """The slots we publish again."""
         return tuple(self._own)
 
-    def is_named(self, slot: Slot) -> bool:
-        """Whether a record of ours goes to peers that were named, and nowhere else."""
-        return self._own.get(slot) is not None
-
     def resume(self) -> None:
-        """Publish anew what of ours an earlier run left on disk: due at once."""
+        """Publish anew what of ours an earlier run left on disk: due at once. Which peers a record was for is not kept;
+        one that was for named peers stays here."""
         for record in self._holdings.store:
             if self._holdings.store.keep(record.slot) is Keep.OWN:
                 self._own[record.slot] = None
@@ -149,9 +144,9 @@ class Writer:
             genesis=self._genesis,
             tombstone=tombstone,
         )
-        await self._holdings.accept(record, sender=None)
-        await self._holdings.flush()
         named = None if peers is None else tuple(p for p in dict.fromkeys(peers) if p != self._peers.local)
+        await self._holdings.accept(record, sender=None, own=Keep.OWN if named is None else Keep.NAMED)
+        await self._holdings.flush()
         self._own[record.slot] = named
         self._schedule.published(record.slot, now=trio.current_time())
         return record
@@ -172,7 +167,7 @@ class Writer:
             except MeshError as error:
                 refused[info.peer_id] = _reason(error)
                 raise
-            if judged.verdict in _HELD:
+            if judged.verdict in HELD:
                 stored.append(info.peer_id)
             else:
                 refused[info.peer_id] = judged.verdict

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import msgpack
@@ -27,6 +28,10 @@ MAX_VALUE_BYTES: Final = 1024 * 1024
 """What go-libp2p and js-libp2p take in one message, nearly."""
 MAX_MESSAGE_BYTES: Final = MAX_VALUE_BYTES + 64 * 1024
 MAX_WIRE_KEY_BYTES: Final = MAX_KEY_BYTES + 1
+MAX_FIELDS: Final = 4096
+"""Fields of a message: go-libp2p and js-libp2p name every provider of a key, more than we take."""
+MAX_PART_FIELDS: Final = 256
+"""Fields of a record or of a peer in it: a node behind many interfaces has dozens of addresses."""
 _LAST_FIELD: Final = 10
 _CONTAINER: Final = "mesh/records/1"
 
@@ -82,13 +87,14 @@ def decode(body: bytes) -> Message:
     be any. Raises RemoteProtocolError."""
     if len(body) > MAX_MESSAGE_BYTES:
         raise RemoteProtocolError(f"a message of {len(body)} bytes; {MAX_MESSAGE_BYTES} are allowed")
-    single = protobuf.singles(body, (1, 2, 3), last=_LAST_FIELD)
+    single = protobuf.singles(body, (1, 2, 3), last=_LAST_FIELD, most=MAX_FIELDS)
     kind = protobuf.count(single.get(1, 0))
     if kind not in Kind._value2member_map_:
         raise RemoteProtocolError(f"a message of unknown type {kind}")
     value, value_key = None, b""
     if 3 in single:
-        record = protobuf.singles(protobuf.raw(single[3], MAX_MESSAGE_BYTES), (1, 2, 5), last=_LAST_FIELD)
+        part = protobuf.raw(single[3], MAX_MESSAGE_BYTES)
+        record = protobuf.singles(part, (1, 2, 5), last=_LAST_FIELD, most=MAX_PART_FIELDS)
         value_key = protobuf.raw(record.get(1, b""), MAX_WIRE_KEY_BYTES, "record key")
         value = protobuf.raw(record.get(2, b""), MAX_VALUE_BYTES, "record value")
     closer: list[RawPeer] = []
@@ -96,9 +102,9 @@ def decode(body: bytes) -> Message:
     for field, data in protobuf.fields(body, last=_LAST_FIELD):
         if field in (8, 9):
             peers = closer if field == 8 else providers
-            peer = _decode_peer(protobuf.raw(data, MAX_MESSAGE_BYTES))
+            part = protobuf.raw(data, MAX_MESSAGE_BYTES)
             if len(peers) < MAX_CLOSER:
-                peers.append(peer)
+                peers.append(_decode_peer(part))
     key = protobuf.raw(single.get(2, b""), MAX_WIRE_KEY_BYTES, "key")
     return Message(Kind(kind), key, value, value_key, tuple(closer), tuple(providers))
 
@@ -109,7 +115,8 @@ def _encode_peer(peer: RawPeer) -> bytes:
 
 
 def _decode_peer(data: bytes) -> RawPeer:
-    multihash = protobuf.raw(protobuf.singles(data, (1, 3), last=_LAST_FIELD).get(1, b""), MAX_PEER_ID_BYTES, "peer id")
+    single = protobuf.singles(data, (1, 3), last=3, most=MAX_PART_FIELDS)
+    multihash = protobuf.raw(single.get(1, b""), MAX_PEER_ID_BYTES, "peer id")
     addrs = [protobuf.raw(value, MAX_MESSAGE_BYTES) for field, value in protobuf.fields(data, last=3) if field == 2]
     return multihash, tuple(addr for addr in addrs if 0 < len(addr) <= MAX_ADDR_BYTES)[:MAX_ADDRS]
 
@@ -124,13 +131,13 @@ def record_key(key: bytes) -> bytes:
     return key[1:]
 
 
-def pack_records(records: Sequence[Record]) -> bytes:
+def pack_records(records: Sequence[Record], *, max_bytes: int = MAX_VALUE_BYTES) -> bytes:
     """The value of a key: the record itself where there is one without subkey, else a container of them all. Those that
-    do not fit into MAX_VALUE_BYTES are left out, the last in (owner, subkey) first."""
+    do not fit into `max_bytes` are left out, the last in (owner, subkey) first."""
     if len(records) == 1 and not records[0].subkey:
         return records[0].to_bytes()
     raws: list[bytes] = []
-    room = MAX_VALUE_BYTES - 64
+    room = max_bytes - 64
     for record in sorted(records, key=lambda record: (record.owner, record.subkey)):
         raw = record.to_bytes()
         room -= len(raw) + 5
@@ -143,7 +150,8 @@ def pack_records(records: Sequence[Record]) -> bytes:
 
 
 def unpack_records(value: bytes) -> tuple[Record, ...]:
-    """The inverse, without any check of signatures. Raises RemoteProtocolError."""
+    """The inverse, without any check of signatures. Raises RemoteProtocolError, also where a record is said twice or
+    out of order: what holds more records is preferred (`select`), so none may count twice."""
     if not is_container(value):
         return (Record.from_bytes(value),)
     try:
@@ -154,7 +162,11 @@ def unpack_records(value: bytes) -> tuple[Record, ...]:
         raise RemoteProtocolError("a container of records with wrong fields")
     if not all(type(raw) is bytes for raw in fields[1]):
         raise RemoteProtocolError("a container that holds something else than records")
-    return tuple(Record.from_bytes(raw) for raw in fields[1])
+    records = tuple(Record.from_bytes(raw) for raw in fields[1])
+    places = [(record.owner, record.subkey) for record in records]
+    if any(later <= earlier for earlier, later in pairwise(places)):
+        raise RemoteProtocolError("a container whose records are not in order, each once")
+    return records
 
 
 def is_container(value: bytes) -> bool:
@@ -180,12 +192,12 @@ def validate(key: bytes, value: bytes, now: float) -> None:
 
 
 def select(values: Iterable[bytes]) -> int:
-    """The place of the best of several valid values: the most records, of these the newest. Among equals the last, so
-    that whoever is given a value again takes it as a refresh."""
+    """The place of the best of several valid values: that with the newest record, of these the one with most. Among
+    equals the last, so that whoever is given a value again takes it as a refresh."""
 
-    def rank(value: bytes) -> tuple[int, tuple[tuple[int, int, bytes], ...]]:
+    def rank(value: bytes) -> tuple[tuple[int, int, bytes], int]:
         records = unpack_records(value)
-        return len(records), tuple(sorted((record.order for record in records), reverse=True))
+        return max(record.order for record in records), len(records)
 
     ranked = [(rank(value), place) for place, value in enumerate(values)]
     return max(ranked)[1]

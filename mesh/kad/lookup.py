@@ -233,10 +233,6 @@ class Lookup:
             self.k = k
             self.finished = False
 
-    def stop(self) -> None:
-        """Finish with what there is."""
-        self.finished = True
-
     def wake_at(self) -> float | None:
         """When `next_requests` has news even if nothing arrives: a request turns slow, or the deadline."""
         times = [self._late_at(candidate) for candidate in self._waiting.values()]

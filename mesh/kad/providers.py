@@ -19,7 +19,7 @@ class ProviderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ttl_s: float = Field(default=172_800.0, gt=0, description="an entry's life unless it is said again; 48 h")
-    max_keys: int = Field(default=16_384, ge=1, description="keys; the longest not told of is forgotten first")
+    max_keys: int = Field(default=65_536, ge=1, description="keys; who has most of them loses its oldest first")
     max_per_key: int = Field(default=64, ge=1, description="providers of a key; the longest silent leaves first")
     max_per_provider: int = Field(default=4096, ge=1, description="keys of a provider; its oldest leaves first")
 
@@ -49,9 +49,7 @@ class ProviderStore:
         if len(self._of[peer]) > self._config.max_per_provider:
             self._drop(next(iter(self._of[peer])), peer)
         while len(self._keys) > self._config.max_keys:
-            oldest = next(iter(self._keys))
-            for provider in tuple(self._keys[oldest]):
-                self._drop(oldest, provider)
+            self._drop(*self._next_to_leave())
 
     def get(self, key: bytes, *, now: float) -> tuple[PeerInfo, ...]:
         """The providers of a key, who spoke last first."""
@@ -67,6 +65,11 @@ class ProviderStore:
                 if expires_at > now:
                     break  # those behind spoke later
                 self._drop(key, peer)
+
+    def _next_to_leave(self) -> tuple[bytes, PeerID]:
+        """Of who says most, what was said longest ago: at no cost to those who say little."""
+        most = max(map(len, self._of.values()))
+        return next((key, peer) for key, peers in self._keys.items() for peer in peers if len(self._of[peer]) == most)
 
     def _drop(self, key: bytes, peer: PeerID) -> None:
         providers = self._keys.get(key)

@@ -19,10 +19,10 @@ from mesh.kad.routing import RoutingTable
 from mesh.peer import PeerID, PeerInfo
 
 
-def whom_to_ask(table: RoutingTable, bootnodes: Sequence[PeerID], *, rng: random.Random) -> list[PeerID]:
+def whom_to_ask(table: RoutingTable, bootnodes: Sequence[PeerInfo], *, rng: random.Random) -> list[PeerInfo]:
     """The bootnodes missing in the table, and one peer that is in it, by chance: one request more."""
-    met = [info.peer_id for info in table]
-    return [peer for peer in bootnodes if peer not in table] + ([rng.choice(met)] if met else [])
+    met = list(table)
+    return [info for info in bootnodes if info.peer_id not in table] + ([rng.choice(met)] if met else [])
 
 
 def strangers_near(table: RoutingTable, local: PeerID, closer: Sequence[PeerInfo], *, near: int) -> list[PeerInfo]:

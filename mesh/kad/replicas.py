@@ -19,17 +19,13 @@ MAX_OFFER: Final = 2048
 """Digests in one message: 64 KiB."""
 
 
-NEAR: Final = 20
-"""k: so many peers around itself a node knows completely."""
-
-
 def owed(
-    keys: Iterable[bytes], table: RoutingTable, *, replicas: int, local: Key | None = None, near: int = NEAR
+    keys: Iterable[bytes], table: RoutingTable, *, replicas: int, local: Key, near: int
 ) -> Iterator[tuple[bytes, Sequence[PeerInfo]]]:
     """For each key that we hold, the peers that should hold it too: the `replicas` closest we know. Lazy, so that a
     shell can breathe between keys: each costs a search of the table.
 
-    With our own place `local`, keys to which `near` peers are closer than we are left out, for these to look after:
+    Keys to which `near` peers are closer than we, who lie at `local`, are left out, for these to look after:
     what a table calls closest to a place far from its node may be far from it as well, and offering would spread copies
     where nobody looks for them. Such keys are our own records, published by a lookup, and what puts left on their way.
     Half of the offers of 300 nodes were about them.
@@ -37,11 +33,7 @@ def owed(
     for key in keys:
         target = key_of_record(key)
         closest = table.closest(target, max(near, replicas))
-        is_far = (
-            len(closest) >= near
-            and local is not None
-            and key_of_peer(closest[near - 1].peer_id) ^ target < (local ^ target)
-        )
+        is_far = len(closest) >= near and key_of_peer(closest[near - 1].peer_id) ^ target < local ^ target
         if not is_far:
             yield key, closest[:replicas]
 

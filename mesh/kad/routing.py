@@ -289,8 +289,8 @@ class RoutingTable:
 
 
 def ip_group(addrs: tuple[Multiaddr, ...]) -> str | None:
-    """The network the first IP address lies in: IPv4 /16, IPv6 /32. None for loopback; names (`/dns4/…`)
-    share one group, because whoever owns a zone has as many as he likes."""
+    """The network the first IP address lies in: IPv4 /16, IPv6 /32. None for loopback, and for no address at all; names
+    (`/dns4/…`) share one group, because whoever owns a zone has as many as he likes, and so does what is no IP."""
     for addr in addrs:
         parts = str(addr).split("/", 3)
         if len(parts) < 3:
@@ -307,4 +307,4 @@ def ip_group(addrs: tuple[Multiaddr, ...]) -> str | None:
         if address.is_loopback:
             return None
         return str(ipaddress.ip_network((address, 16 if address.version == 4 else 32), strict=False))
-    return None
+    return "other" if addrs else None

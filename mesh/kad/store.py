@@ -71,6 +71,8 @@ class Keep(enum.Enum):
     namespace and by every owner's share."""
     OWN = enum.auto()
     """Ours: stays until it expires."""
+    NAMED = enum.auto()
+    """The same, for peers that its owner named and for no others."""
 
 
 class Journal(Protocol):
@@ -488,4 +490,5 @@ def _accounts(record: Record, sender: PeerID | None) -> tuple[Account, ...]:
         ("namespace", namespace),
         ("owner in namespace", namespace, record.owner),
     )
-    return accounts if sender is None else (*accounts, ("sender", sender))
+    # Who sends its own record is held to its share as the owner; what others hand over of it is on theirs.
+    return accounts if sender is None or sender == record.owner else (*accounts, ("sender", sender))

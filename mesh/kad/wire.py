@@ -16,6 +16,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mesh.errors import RemoteProtocolError
+from mesh.kad.equivocation import MAX_PROOF_BYTES
 from mesh.kad.key import Key, key_of, key_of_record
 from mesh.kad.record import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SUBKEY_BYTES
 from mesh.kad.replicas import MAX_OFFER
@@ -34,7 +35,6 @@ MAX_NAMED: Final = 512
 """Different peers in all answers of one reply."""
 MAX_PROOFS: Final = 4
 """Equivocations in one message."""
-MAX_PROOF_BYTES: Final = 2 * MAX_RECORD_BYTES + 16
 
 
 class Role(enum.StrEnum):

@@ -4,6 +4,7 @@ product. What they do not do is answer for others: who answers is proven by the 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import random
 from collections.abc import Sequence
 from typing import Final
@@ -19,10 +20,11 @@ _ED25519_ID: Final = bytes.fromhex("002408011220")
 
 def wrong_peers(accomplices: Sequence[PeerInfo]) -> Adversary:
     """Holds nothing and names only its own kind, the closest first."""
+    placed = [(key_of_peer(info.peer_id), info) for info in accomplices]
 
     def lie(node: WorldNode, message: Message, reply: Reply) -> Reply:
-        near = sorted(accomplices, key=lambda info: key_of_peer(info.peer_id) ^ message.target)[:20]
-        return Reply(tuple(near))
+        near = heapq.nsmallest(20, placed, key=lambda one: one[0] ^ message.target)
+        return Reply(tuple(info for _, info in near))
 
     return lie
 

@@ -6,6 +6,7 @@ do. All are determined by their arguments.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -225,15 +226,20 @@ class Eclipse:
     lost_buckets: int
     """Buckets that had honest peers and have none any more."""
     gets: Finding
-    """Of the victim, of keys anywhere."""
-    crowded: Finding
-    """Of everybody else, of keys that lie as near to the victim as the Sybils do: theirs to keep or to drop."""
+    """The victim's."""
 
 
 def eclipse(
-    *, nodes: int, records: int, seed: int, sybils: int = 200, groups: int = 4, config: WorldConfig | None = None
+    *,
+    nodes: int,
+    records: int,
+    seed: int,
+    sybils: int = 200,
+    groups: int = 4,
+    minutes: float = 10.0,
+    config: WorldConfig | None = None,
 ) -> Eclipse:
-    """Sybils in a few IP groups, whose ids share many bits with the victim's, keep calling it for ten minutes while
+    """Sybils in a few IP groups, whose ids share many bits with the victim's, keep calling it for some minutes while
     honest nodes, each in a group of its own, go on as always. What the victim gets afterwards, its table decides."""
     run = Experiment(nodes=0, records=0, seed=seed, config=config)
     for number in range(nodes):
@@ -243,40 +249,92 @@ def eclipse(
         run.put(b"any/%d" % number, b"value %d" % number)
     victim = run.world.nodes[run.honest()[nodes // 2]]
     place = key_of_peer(victim.info.peer_id)
-    around = [name for name in (b"any/near-%d" % n for n in range(1000)) if (key_of_record(name) ^ place) >> 252 == 0]
-    for name in around[:records]:
-        run.put(name, b"near")
     run.world.run_for(_SETTLE_S)
     before = {info.peer_id for info in victim.table}
     had = {victim.table.bucket_index(key_of_peer(peer)) for peer in before}
-    near = sorted(
-        (PeerKey.dev(f"sybil-{number}") for number in range(20 * sybils)),
-        key=lambda key: key_of_peer(key.peer_id) ^ key_of_peer(victim.info.peer_id),
-    )[:sybils]
+    ground = sorted(
+        (info.peer_id for info in invented_peers(20 * sybils, rng=run.world.rng)),
+        key=lambda peer: key_of_peer(peer) ^ place,
+    )
     infos = []
-    for number, key in enumerate(near):
+    for number, peer in enumerate(ground[:sybils]):
         address = Multiaddr(f"/ip4/99.{number % groups}.{number // groups}.1/tcp/4001")
-        infos.append(run.world.add(key.peer_id, addrs=(address,)).info)
+        infos.append(run.world.add(peer, addrs=(address,), upkeep=False).info)
     lie = wrong_peers(infos)
     for info in infos:
         run.world.adversaries[info.peer_id] = lie
-    for _ in range(60):
+    for _ in range(round(6 * minutes)):
         for info in infos:
             run.world.call(run.world.nodes[info.peer_id], victim.info.peer_id)
         run.world.run_for(10.0)
     after = {info.peer_id for info in victim.table}
     has = {victim.table.bucket_index(key_of_peer(peer)) for peer in after if peer not in run.world.adversaries}
-    gets = run.check([name for name in run.newest if name not in around], paths=3, askers=[victim.info.peer_id])
-    others = [peer for peer in run.honest() if peer != victim.info.peer_id]
-    crowded = run.check([name for name in run.newest if name in around], paths=3, askers=others)
+    gets = run.check(list(run.newest), paths=3, askers=[victim.info.peer_id])
     return Eclipse(
         len(before),
         sum(peer not in run.world.adversaries for peer in after),
         sum(peer in run.world.adversaries for peer in after),
         len({index for index in had if index < victim.table.buckets - 1} - has),
         gets,
-        crowded,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Surrounded:
+    """What became of records under keys that Sybils surround."""
+
+    before: Finding
+    """Gets of records put before the Sybils came."""
+    after: Finding
+    """Gets of newer records of the same owners, put when they were there."""
+    others: Finding
+    """Gets of newer records under other keys, meanwhile."""
+
+
+def surround(
+    *,
+    nodes: int,
+    records: int,
+    seed: int,
+    keys: int = 10,
+    sybils: int = 20,
+    groups: int = 4,
+    rounds: int = 5,
+    config: WorldConfig | None = None,
+) -> Surrounded:
+    """Around each of the first `keys` keys so many Sybils that lie closer to it than any honest node; they call those
+    near, `rounds` times in as many half minutes. What is put there from then on has most of its replicas with them, and
+    they drop it. The limits on IP groups, which are about tables, let them in: each bucket has room for some of each
+    group. What is left is the owner's own copy, and that whoever becomes a member has staked for it."""
+    run = Experiment(nodes=nodes, records=0, seed=seed, config=config)
+    world = run.world
+    names = [b"any/%d" % number for number in range(records)]
+    for name in names:
+        run.put(name, b"before")
+    world.run_for(3 * _SETTLE_S)
+    attacked, others = names[:keys], names[keys:]
+    pool = [(key_of_peer(info.peer_id), info.peer_id) for info in invented_peers(200 * nodes, rng=world.rng)]
+    honest = run.living()
+    callers: list[tuple[WorldNode, list[PeerID]]] = []
+    for number, name in enumerate(attacked):
+        place = key_of_record(name)
+        near = heapq.nsmallest(40, honest, key=lambda peer: key_of_peer(peer) ^ place)
+        ground = heapq.nsmallest(sybils, pool, key=lambda one: one[0] ^ place)
+        for each, (_, peer) in enumerate(ground):
+            address = Multiaddr(f"/ip4/99.{each % groups}.{number % 250}.{each % 250}/tcp/4001")
+            callers.append((world.add(peer, addrs=(address,), upkeep=False), near))
+    lie = wrong_peers([node.info for node, _ in callers])
+    world.adversaries.update((node.info.peer_id, lie) for node, _ in callers)
+    for _ in range(rounds):
+        for node, near in callers:
+            for peer in near:
+                world.call(node, peer)
+        world.run_for(30.0)
+    before = run.check(attacked, paths=3)
+    for name in names:
+        run.put(name, b"after")
+    world.run_for(3 * _SETTLE_S)
+    return Surrounded(before, run.check(attacked, paths=3), run.check(others, paths=3))
 
 
 def _is_signed(record: Record) -> bool:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.errors import RecordRejected
 from mesh.identity import PeerKey
+from mesh.kad.diversity import crowding, outside, second_seeds
 from mesh.kad.key import Key, key_of_peer, key_of_record
 from mesh.kad.lookup import Counts, Lookup, LookupConfig
 from mesh.kad.patience import Patience, PatienceConfig
@@ -177,9 +178,16 @@ class World:
 
     # -- nodes --
 
-    def add(self, peer: PeerID, via: Iterable[PeerID] = (), *, addrs: tuple[Multiaddr, ...] = ()) -> WorldNode:
+    def add(
+        self,
+        peer: PeerID,
+        via: Iterable[PeerID] = (),
+        *,
+        addrs: tuple[Multiaddr, ...] = (),
+        upkeep: bool | None = None,
+    ) -> WorldNode:
         """A node that is there from now on; with `via` it joins through these. `addrs` count for the limits on IP
-        groups only."""
+        groups only; `upkeep` is the config's unless told."""
         local = key_of_peer(peer)
         node = WorldNode(
             len(self.nodes),
@@ -194,7 +202,7 @@ class World:
         self.nodes[peer] = node
         if node.via:
             self.join(node)
-        if self.config.upkeep:
+        if self.config.upkeep if upkeep is None else upkeep:
             node.schedule.synced(now=self.now)
             self._again(node, lambda: self.config.schedule.sync_soon_s, self._keep_up)
             self._again(node, lambda: self.config.rejoin_s, self._rejoin)
@@ -293,12 +301,17 @@ class World:
         alpha: int,
         paths: int | None = None,
         seeds: Sequence[PeerInfo] = (),
+        first: Outcome | None = None,
+        without: frozenset[str] = frozenset(),
     ) -> Outcome:
+        """With `first`, a second opinion on it: of peers outside these IP groups, beginning with the seeds only."""
         paths = paths or self.config.lookup.paths
         config = self.config.lookup.model_copy(update={"alpha": alpha, "paths": paths})
         lookup = Lookup(message.target, k, local=node.info.peer_id, config=config, patience=node.patience)
-        lookup.start((*seeds, *node.table.closest(message.target, max(k, self.config.routing.bucket_size))))
-        outcome = Outcome(lookup)
+        known = node.table.closest(message.target, max(k, self.config.routing.bucket_size)) if first is None else ()
+        lookup.start((*seeds, *known))
+        outcome = Outcome(lookup) if first is None else first
+        outcome.lookup = lookup
         alarm = float("inf")
 
         def ring() -> None:
@@ -308,7 +321,7 @@ class World:
 
         def advance() -> None:
             nonlocal alarm
-            if outcome.done or not node.alive:
+            if outcome.done or outcome.lookup is not lookup or not node.alive:
                 return
             for info in lookup.next_requests(self.now):
                 ask(info)
@@ -317,6 +330,14 @@ class World:
                 lookup.widen(self.config.miss_width)
                 advance()
                 return
+            if is_miss and first is None:
+                crowded = crowding(lookup.closest())
+                others = second_seeds(node.table, message.target, crowded, count=self.config.routing.bucket_size)
+                if crowded and others:
+                    self._drive(
+                        node, k, message, then, alpha=alpha, paths=paths, seeds=others, first=outcome, without=crowded
+                    )
+                    return
             if lookup.finished:
                 outcome.done = True
                 if then is not None:
@@ -341,7 +362,8 @@ class World:
                 except RecordRejected:
                     failed()
                     return
-                lookup.on_response(info.peer_id, reply.closer, now=self.now, counts=counts)
+                closer = outside(reply.closer, without) if without else reply.closer
+                lookup.on_response(info.peer_id, closer, now=self.now, counts=counts)
                 advance()
 
             def failed() -> None:
@@ -472,6 +494,7 @@ class World:
                 node.table,
                 replicas=self.config.replicas,
                 local=key_of_peer(node.info.peer_id),
+                near=self.config.routing.bucket_size,
             )
             told = by_peer(owing)
             node.partners = frozenset(info.peer_id for info in told)
@@ -506,8 +529,8 @@ class World:
     def _rejoin(self, node: WorldNode) -> None:
         """Bootnodes that are not in the table, and one peer that is, are asked who is near us."""
         message = Message("find", key_of_peer(node.info.peer_id))
-        for peer in whom_to_ask(node.table, node.via, rng=self.rng):
-            self._call(node, peer, message, lambda reply: self._look_for_itself(node, reply), lambda: None)
+        for info in whom_to_ask(node.table, [self.nodes[peer].info for peer in node.via], rng=self.rng):
+            self._call(node, info.peer_id, message, lambda reply: self._look_for_itself(node, reply), lambda: None)
 
     def _look_for_itself(self, node: WorldNode, reply: Reply) -> None:
         near = self.config.routing.bucket_size

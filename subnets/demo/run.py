@@ -251,7 +251,7 @@ class Demo:
         return str((await fleet.start("chain", arguments)).ready["url"])
 
     async def _start_bootnode(self, fleet: Fleet, cast: Cast, url: str, bootnode: PeerInfo, subnet_id: int) -> None:
-        arguments = ["dht", "--identity-path", str(cast.bootnode_path), "--new-swarm"]
+        arguments = ["dht", "bootnode", "--identity-path", str(cast.bootnode_path), "--new-swarm"]
         arguments += ["--host-maddrs", str(bootnode.addrs[0]), "--chain-url", url, "--subnet-id", str(subnet_id)]
         arguments += ["--data-dir", str(self.directory / "bootnode")]
         await fleet.start("bootnode", arguments)

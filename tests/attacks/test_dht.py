@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ import trio
 from pydantic import BaseModel
 
 from mesh.auth.authorizer import PeerClass
-from mesh.dht import DHT, DhtConfig, KadServicer, Role
-from mesh.errors import MeshError, NotAuthorized
+from mesh.dht import DHT, DhtConfig, KadServicer, Role, Want
+from mesh.dht.state import DhtState
+from mesh.errors import ConfigError, MeshError, NotAuthorized, RecordNotFound
 from mesh.identity import PeerKey
 from mesh.kad import ipfs
 from mesh.kad.rate import RateConfig
 from mesh.kad.record import MAX_KEY_BYTES, MAX_RECORD_BYTES, MAX_SUBKEY_BYTES, Record
+from mesh.kad.schedule import ScheduleConfig
 from mesh.kad.store import StoreConfig
 from mesh.kad.validator import ValidatorConfig
 from mesh.kad.wire import (
@@ -35,6 +38,7 @@ from mesh.kad.wire import (
     Query,
     StoreRequest,
 )
+from mesh.peer import PeerInfo
 from mesh.protobuf import framed
 from mesh.rpc.servicer import RpcContext, method
 from tests.attacks.scene import Scale, bounded_growth, no_crashes, scales
@@ -317,6 +321,7 @@ async def _offer_bytes(eve: Node, node: Node, data: bytes) -> None:
         return
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # that is the point
 def test_an_answer_may_be_wrong_in_every_way_too() -> None:
     """Whom we ask lies in each field of its answer: the get goes on with others."""
     honest_answer = Answer(closer=())
@@ -363,3 +368,112 @@ def test_an_answer_may_be_wrong_in_every_way_too() -> None:
 
     with no_crashes():
         run()
+
+
+# --- found by attacking it --------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_record_does_not_come_back_from_memory() -> None:
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        a = (await cluster.grow(8))[0].dht
+        await a.put(b"any/a", b"v", ttl_s=600)
+        await a.get(b"any/a")
+        await a.delete(b"any/a")
+        for want in (Want.FIRST, Want.LATEST, Want.FIRST):
+            with pytest.raises(RecordNotFound):
+                await a.get(b"any/a", want=want)
+
+    run()
+
+
+def test_a_key_of_many_providers_is_answered() -> None:
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        nodes = await cluster.grow(3)
+        for number in range(40):
+            nodes[0].dht._providers.add(b"popular", PeerInfo(PeerKey.dev(f"p{number}").peer_id), now=0.0)
+        assert len(await nodes[1].dht.find_providers(b"popular", want=64)) == 20
+
+    with no_crashes():
+        run()
+
+
+def test_who_is_told_to_wait_is_not_taken_for_dead() -> None:
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery, config=DhtConfig(member_finds_per_s=5.0))
+        nodes = await cluster.grow(6)
+        known = len(nodes[1].dht.peers)
+        await nodes[1].dht.get_many([b"any/%d" % number for number in range(200)])
+        assert len(nodes[1].dht.peers) == known
+
+    run()
+
+
+def test_calling_again_and_again_is_given_records_once() -> None:
+    """A peer that is new, then a client, then new again, and one that finds no place."""
+
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        node = (await cluster.grow(1))[0]
+        await node.dht.put_many([(b"any/%d" % number, bytes(1000)) for number in range(50)], ttl_s=3000)
+        eve = await cluster.add("eve")
+        await trio.sleep(10)
+        given = node.dht.metrics.given
+        for _ in range(20):
+            node.dht._peers.table.remove(eve.id)
+            await eve.rpc.call(KadServicer.rpc_find, node.id, HONEST["rpc_find"])
+            await trio.sleep(1)
+        assert node.dht.metrics.given == given
+
+    run()
+
+
+def test_bytes_that_trickle_hold_a_stream_no_longer_than_silence() -> None:
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        cluster = Cluster(nursery)
+        node = (await cluster.grow(1))[0]
+        eve = await cluster.add("eve", role=Role.CLIENT)
+        stream = await eve.net.open(node.id, ipfs.protocol())
+        for byte in framed(ipfs.encode(ipfs.Message(ipfs.Kind.GET_VALUE, b"/any/a")))[:4]:
+            try:
+                await stream.send_all(bytes([byte]))
+            except MeshError:
+                break
+            await trio.sleep(40)
+        assert not node.dht._peers.ipfs._streams  # type: ignore[union-attr]
+
+    run()
+
+
+def test_a_seq_is_not_given_out_that_could_not_be_saved(tmp_path: Path) -> None:
+    state = DhtState(tmp_path / "state" / "dht.json", max_peers=4)
+    first = state.next_seq(1000.0)
+    (tmp_path / "state").rename(tmp_path / "gone")
+    (tmp_path / "state").write_text("in the way")
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            state.next_seq(5000.0)
+    (tmp_path / "state").unlink()
+    (tmp_path / "gone").rename(tmp_path / "state")
+    assert DhtState(tmp_path / "state" / "dht.json", max_peers=4).next_seq(0.0) > first
+
+
+def test_a_slow_replica_does_not_keep_others_records_from_being_published() -> None:
+    @in_sim
+    async def run(nursery: trio.Nursery) -> None:
+        config = DhtConfig(schedule=ScheduleConfig(republish_s=30.0))
+        cluster = Cluster(nursery, config=config)
+        nodes = await cluster.grow(4)
+        await nodes[0].dht.put_many([(b"any/%d" % number, b"v") for number in range(100)], ttl_s=3000)
+        nodes[1].stop()
+        await trio.sleep(120)
+        slots = nodes[0].dht._schedule._records
+        assert min(slots.values()) > trio.current_time() - 10  # none is long overdue
+
+    run()

@@ -81,7 +81,7 @@ def test_a_store_comes_back_with_why_and_from_whom(tmp_path: Path) -> None:
     path = tmp_path / "records.db"
     journal = disk(path)
     store = RecordStore(LOCAL, journal=journal)
-    own, replica, evidence = signed(b"k/own", by=ALICE), signed(b"k/replica"), signed(b"e/1")
+    own, replica, evidence = signed(b"k/own", by=ALICE), signed(b"k/replica", by=ALICE), signed(b"e/1", by=ALICE)
     for record, keep in ((own, Keep.OWN), (replica, Keep.REPLICA), (evidence, Keep.EVIDENCE)):
         store.put(record, max_per_owner=8, keep=keep, sender=None if keep is Keep.OWN else BOB.peer_id)
     store.put(signed(b"k/dropped"), max_per_owner=8)
@@ -104,7 +104,7 @@ def test_a_store_comes_back_with_why_and_from_whom(tmp_path: Path) -> None:
     tight = StoreConfig(max_records=20, max_sender_share=0.1)
     full, _ = reopened(path, config=tight)
     with pytest.raises(RecordRejected, match="sender"):
-        full.check(signed(b"k/more"), max_per_owner=8, sender=BOB.peer_id)
+        full.check(signed(b"k/more", by=ALICE), max_per_owner=8, sender=BOB.peer_id)
 
 
 def test_what_was_not_flushed_may_be_lost_and_what_was_is_not(tmp_path: Path) -> None:
@@ -308,7 +308,8 @@ def test_a_node_that_crashed_still_holds_what_it_acknowledged_and_publishes_its_
         other = await cluster.add("other")
         await node.dht.put(b"any/mine", b"mine", ttl_s=3000)
         await other.dht.put(b"any/theirs", b"theirs", ttl_s=3000)
-        node.dht._disk.close()  # type: ignore[union-attr]  # as far as the file knows, a crash
+        node.stop()
+        await trio.sleep(1)
 
     @in_sim
     async def after(nursery: trio.Nursery) -> None:
@@ -321,7 +322,8 @@ def test_a_node_that_crashed_still_holds_what_it_acknowledged_and_publishes_its_
         }
         await trio.sleep(30)
         assert [record.value for record in first.dht.local(b"any/mine")] == [b"mine"]
-        node.dht._disk.close()  # type: ignore[union-attr]
+        node.stop()
+        await trio.sleep(1)
 
     before()
     after()

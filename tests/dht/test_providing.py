@@ -14,7 +14,7 @@ import trio
 from mesh.config import NodeConfig
 from mesh.content import inline
 from mesh.dht import Change, DhtConfig, KadServicer, Role
-from mesh.errors import LocalProtocolError, MeshError, RecordRejected
+from mesh.errors import LocalProtocolError, RecordRejected
 from mesh.identity import PeerKey
 from mesh.kad.equivocation import Equivocation
 from mesh.kad.providers import ProviderConfig
@@ -76,10 +76,14 @@ async def test_a_crawl_sees_every_node_and_who_does_not_answer(nursery: trio.Nur
     assert report.is_complete
     assert all(node.knows and node.rtt_s > 0 for node in report.nodes.values())
     few = await nodes[3].dht.crawl(max_peers=5)
-    assert not few.is_complete or len(few.nodes) <= 25
+    assert not few.is_complete
+    assert len(few.nodes) + len(few.unreachable) == 5
+    exact = await nodes[3].dht.crawl(max_peers=24)
+    assert exact.is_complete
     none = await nodes[3].dht.crawl(timeout_s=0.0)
     assert not none.is_complete
     assert not none.nodes
+    assert set(none.unreachable.values()) == {"no answer: out of time"}
 
 
 @in_sim
@@ -174,10 +178,10 @@ async def test_a_made_up_proof_is_refused_and_counted(nursery: trio.Nursery) -> 
     refused = nodes[1].dht.metrics.refused
     assert {"proof-signature", "proof-not-a-proof", "proof-subnet"} <= set(refused)
     for garbage in (b"", b"\x93", Equivocation(one, one).to_bytes()):
-        with pytest.raises(MeshError):
-            await nodes[0].rpc.call(
-                KadServicer.rpc_proof, nodes[1].id, ProofRequest(role=Role.SERVER, proofs=(garbage,))
-            )
+        await nodes[0].rpc.call(
+            KadServicer.rpc_proof, nodes[1].id, ProofRequest(role=Role.SERVER, proofs=(garbage, garbage))
+        )
+    assert refused["proof-malformed"] == 6
 
 
 @in_sim

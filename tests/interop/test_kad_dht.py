@@ -101,7 +101,7 @@ async def test_what_kad_dht_puts_is_refused_as_anybodys() -> None:
         cases = {
             "signature": (b"/t/x", forged),
             "key": (b"/t/y", good.to_bytes()),
-            "RemoteProtocolError": (b"/t/x", b"no record"),
+            "malformed": (b"/t/x", b"no record"),
             "read-only": (b"/t/x", ipfs.pack_records([good, second])),
             "expired": (b"/t/x", signed(EVE, b"t/x", b"v", ago_s=700).to_bytes()),
             "namespace": (b"/u/x", signed(EVE, b"u/x", b"v").to_bytes()),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mesh.identity import PeerKey
 from mesh.kad.key import key_of_peer, key_of_record
-from mesh.kad.replicas import by_peer, is_first_to_give, owed, pack_wanted, unpack_wanted
+from mesh.kad.replicas import Refusals, by_peer, is_first_to_give, owed, pack_wanted, unpack_wanted
 from mesh.kad.routing import RoutingTable
 from mesh.peer import PeerInfo
 
@@ -28,7 +28,7 @@ def tables() -> list[RoutingTable]:
 
 def test_every_key_is_owed_to_the_closest_and_each_peer_is_told_once() -> None:
     table = tables()[0]
-    told = by_peer(owed(KEYS, table, replicas=3))
+    told = by_peer(owed(KEYS, table, replicas=3, local=key_of_peer(PEERS[0]), near=20))
     for info, keys in told.items():
         assert list(keys) == sorted(set(keys), key=KEYS.index)
         for key in keys:
@@ -76,5 +76,30 @@ def test_a_round_over_many_keys_is_cheap_enough_to_count() -> None:
 
     table.closest = counting  # type: ignore[method-assign,assignment]
     keys = [b"any/%d" % random.Random(number).getrandbits(64) for number in range(500)]
-    by_peer(owed(keys, table, replicas=5))
+    by_peer(owed(keys, table, replicas=5, local=key_of_peer(PEERS[0]), near=20))
     assert calls == 500
+
+
+def test_keys_that_enough_peers_are_nearer_to_are_theirs_to_look_after() -> None:
+    for peer, table in zip(PEERS, tables(), strict=True):
+        near = {key for key, _ in owed(KEYS, table, replicas=3, local=key_of_peer(peer), near=4)}
+        for key in KEYS:
+            nearest = sorted(PEERS, key=lambda other: key_of_peer(other) ^ key_of_record(key))
+            assert (key in near) == (peer in nearest[:4])
+    told = dict(owed(KEYS, tables()[0], replicas=3, local=key_of_peer(PEERS[0]), near=20))
+    assert list(told) == KEYS, "who knows fewer than that is near to all"
+
+
+def test_refusals_are_remembered_for_a_while_and_only_so_many() -> None:
+    refusals = Refusals(remember_s=600.0, most=2)
+    digests = [bytes([number]) * 32 for number in range(3)]
+    refusals.note(PEERS[0], digests[0], "full", now=0.0)
+    assert refusals.holds(PEERS[0], digests[0], now=599.0)
+    assert not refusals.holds(PEERS[1], digests[0], now=0.0), "what one refuses is no matter of another"
+    assert not refusals.holds(PEERS[0], digests[0], now=600.0)
+    refusals.note(PEERS[0], digests[1], "rate", now=0.0)
+    assert not refusals.holds(PEERS[0], digests[1], now=0.0)
+    refusals.note(PEERS[0], digests[1], "quota", now=1.0)
+    refusals.note(PEERS[0], digests[2], "quota", now=2.0)
+    assert len(refusals) == 2
+    assert [refusals.holds(PEERS[0], digest, now=3.0) for digest in digests] == [False, True, True]

@@ -84,11 +84,14 @@ class PlainStore:
             if record.order < old[0].order and (known or not is_equivocation(old[0], record)):
                 raise Refused("older")
         namespace = record.key[:1]
+        brought = []
+        if sender not in (None, record.owner):  # a sender's share is of what it brings of others
+            brought = [(CONFIG.share(0.5), [r for r, _, s in others if s == sender != r.owner])]
         for quota, mine in (
             (CONFIG.share(0.7), [r for r, _, _ in others if r.owner == record.owner]),
             (QUOTA.in_all, [r for r, _, _ in others if r.key[:1] == namespace]),
             (QUOTA.per_owner, [r for r, _, _ in others if r.owner == record.owner and r.key[:1] == namespace]),
-            (CONFIG.share(0.5), [r for r, _, s in others if s == sender] if sender else []),
+            *brought,
         ):
             if quota.max_records is not None and len(mine) + 1 > quota.max_records:
                 raise Refused("quota")

@@ -116,7 +116,10 @@ def test_the_same_seed_gives_the_same_trace() -> None:
 
 
 def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
-    program = "from tests.kad.test_world import grown; print(grown(7, nodes=40)[0].digest())"
+    program = (
+        "from tests.kad.test_world import grown; from mesh.testing.scenarios import churn; "
+        "print(grown(7, nodes=40)[0].digest(), churn(nodes=15, records=5, seed=3, minutes=1).trace)"
+    )
     digests = {
         subprocess.run(
             [sys.executable, "-c", program],
