@@ -104,7 +104,7 @@ class Child:
     def cpu_s(self) -> float:
         """User and system seconds so far, of it and all below it; and of those that ended and were waited for."""
         times = []
-        for process in (self._tree, *self._tree.children(recursive=True)):
+        for process in self._processes():
             try:
                 times.append(process.cpu_times())
             except psutil.NoSuchProcess:
@@ -114,12 +114,18 @@ class Child:
     def rss_bytes(self) -> int:
         """Resident memory of it and all below it."""
         found = 0
-        for process in (self._tree, *self._tree.children(recursive=True)):
+        for process in self._processes():
             try:
                 found += process.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
         return found
+
+    def _processes(self) -> list[psutil.Process]:
+        try:
+            return [self._tree, *self._tree.children(recursive=True)]
+        except psutil.NoSuchProcess:  # `hear` says so
+            return []
 
     def close(self) -> None:
         """End it and all below it: first by the end of its input, then by force."""
