@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,11 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from peers.children import Child, Gone, Unmeasured, hivemind_python, machine, progress
+from peers.children import PEERS_DIR, ROOT, Child, Gone, Unmeasured, commit, hivemind_python, machine, progress
 from peers.ops import OPS, Kind, Op
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-PEERS_DIR: Final = ROOT / "benchmarks" / "peers"
 START_S: Final = 60.0
 OP_S: Final = 180.0
 QUICK: Final = 5
@@ -206,14 +203,6 @@ def table(report: dict[str, Any]) -> str:
             cells = (entry["peer"], *(cell(entry, figure) for figure in FIGURES), entry["note"])
             lines.append(f"| {op} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def commit() -> str:
-    """Which mesh this is."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ class Child:
             except queue.Empty:
                 raise Gone(f"no answer in {timeout_s:.0f} s") from None
             if not line:
-                raise Gone(f"its process ended: {self._last_words()}")
+                raise Gone(f"its process ended ({self._status()}): {self._last_words()}")
             if line.startswith("{"):  # libraries print, too
                 message: dict[str, Any] = json.loads(line)
                 return message
@@ -99,27 +99,33 @@ class Child:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:
-            raise Gone(f"its process ended: {self._last_words()}") from None
+            raise Gone(f"its process ended ({self._status()}): {self._last_words()}") from None
 
     def cpu_s(self) -> float:
-        """User and system seconds so far, of it and all below it."""
+        """User and system seconds so far, of it and all below it; and of those that ended and were waited for."""
         times = []
-        for process in (self._tree, *self._tree.children(recursive=True)):
+        for process in self._processes():
             try:
                 times.append(process.cpu_times())
             except psutil.NoSuchProcess:
                 continue
-        return sum(t.user + t.system for t in times)
+        return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
     def rss_bytes(self) -> int:
         """Resident memory of it and all below it."""
         found = 0
-        for process in (self._tree, *self._tree.children(recursive=True)):
+        for process in self._processes():
             try:
                 found += process.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
         return found
+
+    def _processes(self) -> list[psutil.Process]:
+        try:
+            return [self._tree, *self._tree.children(recursive=True)]
+        except psutil.NoSuchProcess:  # `hear` says so
+            return []
 
     def close(self) -> None:
         """End it and all below it: first by the end of its input, then by force."""
@@ -140,6 +146,12 @@ class Child:
         for process in psutil.wait_procs(below, timeout=2)[1]:
             process.kill()
 
+    def _status(self) -> str:
+        try:
+            return f"status {self._process.wait(2)}"  # negative: by that signal
+        except subprocess.TimeoutExpired:
+            return "its output did"
+
     def _last_words(self) -> str:
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -155,3 +167,11 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.release()}"}
+
+
+def commit() -> str:
+    """Which mesh this is."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"

@@ -1,121 +1,109 @@
 """hivemind's DHTNode, many in one asyncio process, each with its p2pd: as its own tests and benchmarks do. Runs in an
-environment of its own. What looks for a way out of a home network is off, as it only disturbs on loopback."""
+environment of its own. What looks for a way out of a home network is off, as it only disturbs on loopback. Its caches
+are as they come. A daemon that has started has dialled the first node already: its joins begin ahead of others'."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-import time
+from collections.abc import Sequence
 from typing import Any
 
-from dht_ops import LIFE_S, MANY, Script, say, timed
+from dht_ops import GET_S, LIFE_S, REPLICAS, Bench, Entry
 from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P
 from hivemind.utils import get_dht_time, switch_to_uvloop
 
-REPLICAS = 5
 
+class Hivemind:
+    """See dht_ops.Dht."""
 
-async def make_p2p(bootstrap: list[Any]) -> P2P:
-    return await P2P.create(
-        initial_peers=bootstrap,
-        host_maddrs=["/ip4/127.0.0.1/tcp/0"],
-        use_relay=False,
-        use_auto_relay=False,
-        auto_nat=False,
-        nat_port_map=False,
-        startup_timeout=60,
-    )
+    def __init__(self, count: int) -> None:
+        self.what = f"hivemind 1.1.12, {count} DHTNodes in one process, a p2pd each"
+        self.lacks: dict[str, str] = {}
+        self._hosts: list[P2P] = []
+        self._nodes: dict[int, DHTNode] = {}
+        self._bootstrap: list[Any] = []
 
+    async def put(self, node: int, key: str, value: bytes, replicas: int) -> None:
+        self._nodes[node].num_replicas = replicas
+        await self._nodes[node].store(key, value, get_dht_time() + LIFE_S, await_all_replicas=True)
+        self._nodes[node].num_replicas = REPLICAS
 
-async def make_node(bootstrap: list[Any]) -> tuple[DHTNode, float]:
-    """A joined node, and how long joining took, its daemon running already."""
-    p2p = await make_p2p(bootstrap)
-    began = time.perf_counter()
-    node = await DHTNode.create(p2p=p2p, initial_peers=bootstrap, num_replicas=REPLICAS)
-    return node, (time.perf_counter() - began) * 1e3
+    async def get(self, node: int, key: str, *, is_latest: bool) -> bytes | None:
+        try:
+            found = await asyncio.wait_for(self._nodes[node].get(key, latest=is_latest), GET_S)
+        except TimeoutError:
+            return None
+        return None if found is None else found.value
+
+    async def put_many(self, node: int, entries: Sequence[Entry]) -> None:
+        keys, values = [key for key, _ in entries], [value for _, value in entries]
+        await self._nodes[node].store_many(keys, values, get_dht_time() + LIFE_S, await_all_replicas=True)
+
+    async def get_many(self, node: int, keys: Sequence[str]) -> dict[str, bytes]:
+        found = await self._nodes[node].get_many(list(keys), sufficient_expiration_time=float("inf"))
+        return {key: item.value for key, item in found.items() if item is not None}
+
+    def holds(self, node: int, key: str) -> bool:
+        return self._nodes[node].protocol.storage.get(DHTID.generate(source=key)) is not None
+
+    def has_at_hand(self, node: int, key: str) -> bool:
+        return self.holds(node, key) or self._nodes[node].protocol.cache.get(DHTID.generate(source=key)) is not None
+
+    async def start(self) -> None:
+        host = await P2P.create(
+            initial_peers=self._bootstrap,
+            host_maddrs=["/ip4/127.0.0.1/tcp/0"],
+            use_relay=False,
+            use_auto_relay=False,
+            auto_nat=False,
+            nat_port_map=False,
+            startup_timeout=60,
+        )
+        self._hosts.append(host)
+        if not self._bootstrap:
+            self._bootstrap = list(await host.get_visible_maddrs())
+            self._nodes[0] = await DHTNode.create(p2p=host, num_replicas=REPLICAS)
+
+    async def join(self, node: int) -> None:
+        self._nodes[node] = await DHTNode.create(
+            p2p=self._hosts[node], initial_peers=self._bootstrap, num_replicas=REPLICAS
+        )
+
+    def known(self, node: int) -> int:
+        return len(self._nodes[node].protocol.routing_table.uid_to_peer_id)
+
+    def verified(self, node: int) -> int:
+        return self.known(node)  # a table holds only who answered or called
+
+    def found_by(self, node: int, others: Sequence[int]) -> int:
+        uid = self._nodes[node].node_id
+        return sum(uid in self._nodes[other].protocol.routing_table.uid_to_peer_id for other in others)
+
+    async def stop(self, node: int) -> None:
+        self._nodes[node].is_alive = False
+        await self._hosts[node].shutdown()  # its daemon is terminated; nobody is told
+
+    async def cool(self, node: int) -> None:
+        client = self._hosts[node]._client
+        for peer in await client.list_peers():
+            await client.disconnect(peer.peer_id)
+
+    async def connections(self, node: int) -> int:
+        return len(await self._hosts[node]._client.list_peers())
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 async def main(count: int) -> None:
-    script = Script(count)
-    nodes: list[DHTNode] = []
-    bootstrap: list[Any] = []
-    for _ in range(count):
-        node, _ = await make_node(bootstrap)
-        nodes.append(node)
-        bootstrap = bootstrap or list(await node.p2p.get_visible_maddrs())
-    await asyncio.sleep(2)
-
-    async def store(replicas: int) -> tuple[bool, str, int]:
-        owner, key, value = script.entry()
-        node = nodes[owner]
-        node.num_replicas = replicas
-        done = await node.store(key, value, get_dht_time() + LIFE_S, await_all_replicas=True)
-        node.num_replicas = REPLICAS
-        return bool(done), key, owner
-
-    async def put() -> bool:
-        done, key, owner = await store(REPLICAS)
-        script.put.append((key, owner))
-        return done
-
-    async def put_20() -> bool:
-        return (await store(20))[0]
-
-    async def get(latest: bool) -> bool:
-        getter, key = script.read()
-        return await nodes[getter].get(key, latest=latest) is not None
-
-    async def put_many() -> bool:
-        entries = [script.entry() for _ in range(MANY)]
-        owner = entries[0][0]
-        keys, values = [key for _, key, _ in entries], [value for _, _, value in entries]
-        done = await nodes[owner].store_many(keys, values, get_dht_time() + LIFE_S, await_all_replicas=True)
-        script.put.extend((key, owner) for key in keys)
-        return all(done.values())
-
-    async def get_many() -> bool:
-        reads = [script.read() for _ in range(MANY)]
-        found = await nodes[reads[0][0]].get_many([key for _, key in reads], sufficient_expiration_time=float("inf"))
-        return all(value is not None for value in found.values())
-
-    async def join(times: int) -> dict[str, Any]:
-        times_ms, ok = [], 0
-        for _ in range(times):
-            node, took_ms = await make_node(bootstrap)
-            # Its table holds peers that answered or called.
-            ok += len(node.protocol.routing_table.uid_to_peer_id) >= min(20, len(script.alive) - 1)
-            times_ms.append(took_ms)
-            await node.shutdown()
-            await node.p2p.shutdown()
-        return {"times_ms": times_ms, "ok": ok}
-
-    operations = {
-        "put": put,
-        "put_cold": put,
-        "put_20": put_20,
-        "get_first": lambda: get(False),
-        "get_latest": lambda: get(True),
-        "get_cold": lambda: get(True),
-        "get_after_kill": lambda: get(True),
-        "put_many": put_many,
-        "get_many": get_many,
-    }
-    say(what=f"hivemind 1.1.12, {count} DHTNodes in one process, a p2pd each", lacks={})
+    bench = Bench(Hivemind(count), count)
+    await bench.build()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        order = json.loads(line)
-        if order["op"] == "kill":
-            for dead in script.kill(order["part"]):
-                await nodes[dead].shutdown()
-                await nodes[dead].p2p.shutdown()
-            await asyncio.sleep(1)
-            say(nodes=len(script.alive))
-        elif order["op"] == "join":
-            say(**await join(order["count"]))
-        else:
-            say(**await timed(operations[order["op"]], order["count"]))
+        await bench.answer(line)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
-"""Our DHT: nodes in one trio process, each with its own host, sockets and identity. With `libp2p` as the second
-argument without data connections."""
+"""Our DHT with its defaults: nodes in one trio process, each with its own host, sockets and identity; every record is
+signed and checked. With `libp2p` as the second argument without data connections."""
 
 from __future__ import annotations
 
-import json
 import random
 import sys
-import time
-from typing import Any
+from collections.abc import Sequence
 
 import trio
-from dht_ops import LIFE_S, MANY, Script, say, timed
+from dht_ops import LIFE_S, REPLICAS, Bench, Entry
 from trio_lines import read_line
 
 from mesh.auth.authorizer import Everyone
@@ -43,108 +41,109 @@ class Node:
             position=lambda: None,
             subnet_id=1,
             genesis=b"\x00" * 32,
-            config=DhtConfig(replicas=5, member_finds_per_s=100_000.0),
+            config=DhtConfig(replicas=REPLICAS),
             clock=SystemClock(),
             rng=random.Random(index),
         )
         self.scope = trio.CancelScope()
-        self.join_ms = 0.0
+        self.may_join = trio.Event()
+        self.joined = trio.Event()
 
-    async def run(self, bootstrap: list[PeerInfo], *, task_status: trio.TaskStatus[PeerInfo]) -> None:
-        """Start the host, then join: only the joining is timed."""
+    async def run(self, bootstrap: list[PeerInfo], *, task_status: trio.TaskStatus[None]) -> None:
+        """Listen; join when told so."""
         with self.scope:
             async with trio.open_nursery() as nursery:
-                local = await nursery.start(self.net.run)
+                await nursery.start(self.net.run)
                 if self.data is not None:
                     await nursery.start(self.data.run)
                 await nursery.start(self.rpc.run)
-                began = time.perf_counter()
+                task_status.started()
+                if bootstrap:
+                    await self.may_join.wait()
                 await nursery.start(self.dht.run, bootstrap)
-                self.join_ms = (time.perf_counter() - began) * 1e3
-                task_status.started(local)
+                self.joined.set()
+
+
+class Mesh:
+    """See dht_ops.Dht."""
+
+    def __init__(self, nursery: trio.Nursery, count: int, *, with_data: bool) -> None:
+        self.what = f"mesh, {count} nodes in one process{'' if with_data else ', libp2p streams only'}"
+        self.lacks: dict[str, str] = {}
+        self._nursery = nursery
+        self._with_data = with_data
+        self._nodes: list[Node] = []
+
+    async def put(self, node: int, key: str, value: bytes, replicas: int) -> None:
+        await self._nodes[node].dht.put(_name(key), value, ttl_s=LIFE_S, replicas=replicas)
+
+    async def get(self, node: int, key: str, *, is_latest: bool) -> bytes | None:
+        try:
+            found = await self._nodes[node].dht.get(_name(key), want=Want.LATEST if is_latest else Want.FIRST)
+        except MeshError:
+            return None
+        return found[0].value
+
+    async def put_many(self, node: int, entries: Sequence[Entry]) -> None:
+        await self._nodes[node].dht.put_many([(_name(key), value) for key, value in entries], ttl_s=LIFE_S)
+
+    async def get_many(self, node: int, keys: Sequence[str]) -> dict[str, bytes]:
+        found = await self._nodes[node].dht.get_many([_name(key) for key in keys])
+        return {key: found[_name(key)][0].value for key in keys if _name(key) in found}
+
+    def holds(self, node: int, key: str) -> bool:
+        return bool(self._nodes[node].dht.local(_name(key)))
+
+    def has_at_hand(self, node: int, key: str) -> bool:
+        return self.holds(node, key)  # its cache has what it has read, and nothing else
+
+    async def start(self) -> None:
+        bootstrap = [self._nodes[0].net.local] if self._nodes else []
+        self._nodes.append(Node(len(self._nodes), with_data=self._with_data))
+        await self._nursery.start(self._nodes[-1].run, bootstrap)
+
+    async def join(self, node: int) -> None:
+        self._nodes[node].may_join.set()
+        await self._nodes[node].joined.wait()
+
+    def known(self, node: int) -> int:
+        return len(self._nodes[node].dht.peers)
+
+    def verified(self, node: int) -> int:
+        return self.known(node)  # a table holds only who answered or called
+
+    def found_by(self, node: int, others: Sequence[int]) -> int:
+        peer = self._nodes[node].key.peer_id
+        return sum(any(info.peer_id == peer for info in self._nodes[other].dht.peers) for other in others)
+
+    async def stop(self, node: int) -> None:
+        self._nodes[node].scope.cancel()
+
+    async def cool(self, node: int) -> None:
+        net, data = self._nodes[node].net, self._nodes[node].data
+        for peer in net.connected():
+            await net.disconnect(peer)
+        for peer in () if data is None else data.peers():
+            await data.close_peer(peer)
+
+    async def connections(self, node: int) -> int:
+        data = self._nodes[node].data
+        return len(self._nodes[node].net.connected()) + (0 if data is None else data.count())
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+def _name(key: str) -> bytes:
+    return b"bench/" + key.encode()
 
 
 async def main(count: int, mode: str) -> None:
-    """Build, answer."""
-    script = Script(count)
     async with trio.open_nursery() as nursery:
-        nodes: list[Node] = []
-        bootstrap: list[PeerInfo] = []
-        for index in range(count):
-            nodes.append(Node(index, with_data=mode != "libp2p"))
-            local = await nursery.start(nodes[-1].run, bootstrap)
-            bootstrap = bootstrap or [local]
-        await trio.sleep(2)
-        fresh = count
-
-        async def put() -> bool:
-            owner, key, value = script.entry()
-            report = await nodes[owner].dht.put(b"bench/" + key.encode(), value, ttl_s=LIFE_S)
-            script.put.append((key, owner))
-            return len(report.stored) >= min(5, len(script.alive) - 1)
-
-        async def put_20() -> bool:
-            owner, key, value = script.entry()
-            report = await nodes[owner].dht.put(b"bench/" + key.encode(), value, ttl_s=LIFE_S, replicas=20)
-            return len(report.stored) >= min(20, len(script.alive) - 1)
-
-        async def get(want: Want) -> bool:
-            getter, key = script.read()
-            try:
-                return len(await nodes[getter].dht.get(b"bench/" + key.encode(), want=want)) == 1
-            except MeshError:
-                return False
-
-        async def put_many() -> bool:
-            entries = [script.entry() for _ in range(MANY)]
-            owner = entries[0][0]
-            pairs = [(b"bench/" + key.encode(), value) for _, key, value in entries]
-            reports = await nodes[owner].dht.put_many(pairs, ttl_s=LIFE_S)
-            script.put += [(key, owner) for _, key, _ in entries]
-            return all(len(report.stored) >= min(5, len(script.alive) - 1) for report in reports)
-
-        async def get_many() -> bool:
-            reads = [script.read() for _ in range(MANY)]
-            found = await nodes[reads[0][0]].dht.get_many([b"bench/" + key.encode() for _, key in reads])
-            return len(found) == len({key for _, key in reads})
-
-        async def join(times: int) -> dict[str, Any]:
-            nonlocal fresh
-            times_ms, ok = [], 0
-            for _ in range(times):
-                node = Node(fresh, with_data=mode != "libp2p")
-                fresh += 1
-                await nursery.start(node.run, bootstrap)
-                # The table holds peers that answered us or called us, and nobody else: known and verified are one.
-                ok += len(node.dht.peers) >= min(20, len(script.alive) - 1)
-                times_ms.append(node.join_ms)
-                node.scope.cancel()
-                await trio.sleep(0.2)
-            return {"times_ms": times_ms, "ok": ok}
-
-        operations = {
-            "put": put,
-            "put_cold": put,
-            "put_20": put_20,
-            "get_first": lambda: get(Want.FIRST),
-            "get_latest": lambda: get(Want.LATEST),
-            "get_cold": lambda: get(Want.LATEST),
-            "get_after_kill": lambda: get(Want.LATEST),
-            "put_many": put_many,
-            "get_many": get_many,
-        }
-        say(what=f"mesh, {count} nodes in one process{', libp2p streams only' if mode == 'libp2p' else ''}", lacks={})
+        bench = Bench(Mesh(nursery, count, with_data=mode != "libp2p"), count)
+        await bench.build()
         while line := await read_line():
-            order = json.loads(line)
-            if order["op"] == "kill":
-                for dead in script.kill(order["part"]):
-                    nodes[dead].scope.cancel()
-                await trio.sleep(1)
-                say(nodes=len(script.alive))
-            elif order["op"] == "join":
-                say(**await join(order["count"]))
-            else:
-                say(**await timed(operations[order["op"]], order["count"]))
+            await bench.answer(line)
         nursery.cancel_scope.cancel()
 
 
