@@ -21,6 +21,7 @@ from mesh.auth.authorizer import PeerClass, is_enough
 from mesh.dht.answers import Answered, Judged
 from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
+from mesh.dht.rates import CallerRates
 from mesh.errors import MeshError, NotAuthorized, RecordRejected, RemoteProtocolError, RequestTimeout, StreamBroken
 from mesh.kad import ipfs
 from mesh.kad.ipfs import Kind, Message
@@ -31,7 +32,6 @@ from mesh.kad.routing import RoutingTable
 from mesh.kad.wire import MAX_CLOSER, Query, Role, parse_addrs, parse_peers, raw_addrs, raw_peers
 from mesh.net.base import Stream
 from mesh.peer import PeerID, PeerInfo
-from mesh.ratelimit import Rate, RateLimiter
 from mesh.rpc.rpc import Rpc
 
 log = logging.getLogger(__name__)
@@ -92,9 +92,12 @@ class IpfsWire:
         self._met: OrderedDict[PeerID, None] = OrderedDict()
         """Members that were found out about already."""
         self._streams: Counter[PeerID] = Counter()
-        self._members = RateLimiter[PeerID](_rate(config.requests_per_s), max_keys=config.max_callers)
-        self._guests = RateLimiter[PeerID](_rate(config.guest_requests_per_s), max_keys=config.max_callers)
-        self._all_guests = _rate(config.all_guest_requests_per_s).bucket()
+        self._rates = CallerRates(
+            member_per_s=config.requests_per_s,
+            guest_per_s=config.guest_requests_per_s,
+            all_guests_per_s=config.all_guest_requests_per_s,
+            max_callers=config.max_callers,
+        )
         self.protocol = ipfs.protocol(config.prefix)
         self._heard_in, self.heard = trio.open_memory_channel[PeerInfo](64)
         """Members that asked something on this wire and may serve on it too: whoever reads this should find out."""
@@ -160,13 +163,7 @@ class IpfsWire:
         if not is_enough(found, least):
             raise NotAuthorized("class-too-low", f"{peer} may not {message.kind.name}")
         is_guest = found < PeerClass.INFRASTRUCTURE
-        now = trio.current_time()
-        if is_guest:
-            is_allowed = self._guests.take(peer, now) and self._all_guests.take(now)
-        else:
-            is_allowed = self._members.take(peer, now)
-        if not is_allowed:
-            raise NotAuthorized("rate-limited", f"{peer} asks more often than this node answers")
+        self._rates.charge(peer, is_guest=is_guest)
         if not is_guest and peer not in self._table and peer not in self._met:
             self._met[peer] = None
             if len(self._met) > self._config.max_foreign:
@@ -342,7 +339,3 @@ class _Exchange:
         if reply.kind is not message.kind:
             raise RemoteProtocolError(f"a {reply.kind.name} in answer to a {message.kind.name}")
         return reply
-
-
-def _rate(per_s: float) -> Rate:
-    return Rate(per_s=per_s, burst=per_s * 5)

@@ -16,6 +16,7 @@ from mesh.dht.state import DhtState
 from mesh.errors import MeshError
 from mesh.kad.key import key_bytes, key_of_peer
 from mesh.kad.rejoin import strangers_near, whom_to_ask
+from mesh.kad.schedule import spread
 from mesh.kad.wire import Query
 from mesh.peer import PeerID, PeerInfo
 
@@ -68,11 +69,11 @@ class Joiner:
             if len(self._peers.table) > 0 or not (self._bootstrap or self._state.peers):
                 pause_s = self._config.retry_min_s
                 self._state.remember(self._peers.table)
-                await trio.sleep(self._spread(self._config.rejoin_s))
+                await trio.sleep(spread(self._config.rejoin_s, self._rng))
             else:
                 known = len({info.peer_id for info in (*self._bootstrap, *self._state.peers)})
                 log.warning("none of %d known peers answers; trying again in %.1f s", known, pause_s)
-                await trio.sleep(self._spread(pause_s))
+                await trio.sleep(spread(pause_s, self._rng))
                 pause_s = min(self._config.retry_max_s, pause_s * 2)
             await self.join()
 
@@ -99,6 +100,3 @@ class Joiner:
     async def _look_for_ourselves(self, seeds: Sequence[PeerInfo] = ()) -> None:
         place = key_of_peer(self._peers.local)
         await self._peers.find(place, k=self._config.routing.bucket_size, seeds=seeds)
-
-    def _spread(self, interval_s: float) -> float:
-        return interval_s * (0.9 + 0.2 * self._rng.random())

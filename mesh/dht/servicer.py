@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from mesh.auth.authorizer import PeerClass
+from mesh.dht.rates import CallerRates
 from mesh.errors import NotAuthorized, RecordRejected, RemoteProtocolError
 from mesh.kad.equivocation import Equivocation
 from mesh.kad.key import key_of, key_of_record
@@ -35,7 +36,6 @@ from mesh.kad.wire import (
     parse_peer,
 )
 from mesh.peer import PeerID, PeerInfo
-from mesh.ratelimit import Rate, RateLimiter
 from mesh.rpc.servicer import RpcContext, Servicer, method
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ class KadServicer(Servicer):
         self._providers = providers
         self._config = config
         self._metrics = metrics
-        self._member_finds = RateLimiter[PeerID](_rate(config.member_finds_per_s), max_keys=config.max_callers)
-        self._guest_finds = RateLimiter[PeerID](_rate(config.guest_finds_per_s), max_keys=config.max_callers)
-        self._all_guests = _rate(config.all_guest_finds_per_s).bucket()
+        self._rates = CallerRates(
+            member_per_s=config.member_finds_per_s,
+            guest_per_s=config.guest_finds_per_s,
+            all_guests_per_s=config.all_guest_finds_per_s,
+            max_callers=config.max_callers,
+        )
 
     @method(least=PeerClass.PUBLIC, timeout_s=5.0, max_request_bytes=256, max_response_bytes=256)
     async def rpc_ping(self, request: PingRequest, ctx: RpcContext) -> PingReply:
@@ -80,7 +83,7 @@ class KadServicer(Servicer):
     async def rpc_find(self, request: FindRequest, ctx: RpcContext) -> FindReply:
         """Closer peers, and a page of records. Raises NotAuthorized("rate-limited")."""
         is_guest = ctx.peer_class < PeerClass.INFRASTRUCTURE
-        self._charge_finds(ctx.remote, is_guest, len(request.queries))
+        self._rates.charge(ctx.remote, is_guest=is_guest, cost=len(request.queries))
         self._metrics.count(self._metrics.asked, "find", len(request.queries))
         self._peers.on_caller(ctx, request.role, request.addrs)
         naming = Naming()
@@ -105,7 +108,7 @@ class KadServicer(Servicer):
         except RecordRejected as error:
             self._metrics.count(self._metrics.refused, error.reason, len(request.records))
             raise NotAuthorized("rate-limited", error.detail) from error
-        self._charge_finds(ctx.remote, False, 1 + len(request.records) // 8)
+        self._rates.charge(ctx.remote, is_guest=False, cost=1 + len(request.records) // 8)
         for number, raw in enumerate(request.records):
             if number % 8 == 7:  # eight RSA signatures are checked in a few milliseconds
                 await trio.lowlevel.checkpoint()
@@ -136,7 +139,7 @@ class KadServicer(Servicer):
     async def rpc_provide(self, request: ProvideRequest, ctx: RpcContext) -> ProvideReply:
         """The caller has what the keys name: whoever looks for one is told, for a time."""
         self._metrics.count(self._metrics.asked, "provide", len(request.keys))
-        self._charge_finds(ctx.remote, False, len(request.keys))
+        self._rates.charge(ctx.remote, is_guest=False, cost=len(request.keys))
         self._peers.on_caller(ctx, request.role, request.addrs)
         info = PeerInfo(ctx.remote, self._peers.addrs_of(request.addrs))
         naming = Naming()
@@ -157,7 +160,7 @@ class KadServicer(Servicer):
     async def rpc_offer(self, request: OfferRequest, ctx: RpcContext) -> OfferReply:
         """Which of the records that the caller holds are lacking here. Raises NotAuthorized("rate-limited")."""
         self._metrics.count(self._metrics.asked, "offer", len(request.digests))
-        self._charge_finds(ctx.remote, False, 1 + len(request.digests) // 64)
+        self._rates.charge(ctx.remote, is_guest=False, cost=1 + len(request.digests) // 64)
         self._peers.on_caller(ctx, request.role, request.addrs)
         if self._config.role is not Role.SERVER:
             return OfferReply(role=self._config.role, wanted=b"")
@@ -169,7 +172,7 @@ class KadServicer(Servicer):
         """Equivocations the caller knows; checked, each on its own. Raises NotAuthorized("rate-limited")."""
         self._metrics.count(self._metrics.asked, "proof", len(request.proofs))
         # Two signatures to check each: dearer than a question.
-        self._charge_finds(ctx.remote, False, 10 * len(request.proofs))
+        self._rates.charge(ctx.remote, is_guest=False, cost=10 * len(request.proofs))
         new = 0
         if self._config.role is Role.SERVER:
             for raw in request.proofs:
@@ -207,16 +210,3 @@ class KadServicer(Servicer):
             more=page.more,
             proofs=proofs,
         )
-
-    def _charge_finds(self, caller: PeerID, is_guest: bool, cost: int) -> None:
-        now = trio.current_time()
-        if is_guest:
-            allowed = self._guest_finds.take(caller, now, cost) and self._all_guests.take(now, cost)
-        else:
-            allowed = self._member_finds.take(caller, now, cost)
-        if not allowed:
-            raise NotAuthorized("rate-limited", f"{caller} asks more often than this node answers")
-
-
-def _rate(per_s: float) -> Rate:
-    return Rate(per_s=per_s, burst=per_s * 5)

@@ -87,4 +87,9 @@ class Schedule:
         return max(now, min(times, default=float("inf")))
 
     def _spread(self, interval_s: float) -> float:
-        return interval_s * (0.9 + 0.2 * self._rng.random())
+        return spread(interval_s, self._rng)
+
+
+def spread(interval_s: float, rng: random.Random) -> float:
+    """The interval, give or take a tenth."""
+    return interval_s * (0.9 + 0.2 * rng.random())

@@ -26,7 +26,7 @@ from mesh.kad.record import Record, Slot, sign_record
 from mesh.kad.rejoin import strangers_near, whom_to_ask
 from mesh.kad.replicas import MAX_OFFER, Refusals, by_peer, is_first_to_give, owed
 from mesh.kad.routing import Ping, RoutingConfig, RoutingTable
-from mesh.kad.schedule import Schedule, ScheduleConfig
+from mesh.kad.schedule import Schedule, ScheduleConfig, spread
 from mesh.kad.store import Keep, RecordStore, StoreConfig
 from mesh.kad.validator import NamespaceRule, Purpose, RecordValidator
 from mesh.peer import Multiaddr, PeerID, PeerInfo
@@ -471,7 +471,7 @@ class World:
                 action(node)
                 self._again(node, every_s, action)
 
-        self.after(every_s() * (0.9 + 0.2 * self.rng.random()), act)
+        self.after(spread(every_s(), self.rng), act)
 
     def _keep_up(self, node: WorldNode) -> None:
         due = node.schedule.due(self.now, buckets=node.table.buckets)
