@@ -88,6 +88,8 @@ class Kad:
             return await self._nodes[node].dht.get_value(f"/bench/{key}", quorum=0 if is_latest else 1)
         return None
 
+    # It has no batches: the driver is told so (`lacks`), and calls neither.
+
     async def put_many(self, node: int, entries: Sequence[Entry]) -> None:
         raise NotImplementedError
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mesh import protobuf
 from mesh.auth.authorizer import PeerClass, is_enough
-from mesh.dht.answers import Answered, Judged
+from mesh.dht.answers import Answered, Judged, closest_to
 from mesh.dht.holdings import Holdings
 from mesh.dht.metrics import DhtMetrics
 from mesh.dht.rates import CallerRates
@@ -227,9 +227,7 @@ class IpfsWire:
                 self._providers.add(message.key, info, now=trio.current_time())
 
     def _closer(self, key: bytes, asker: PeerID) -> list[PeerInfo]:
-        net = self._rpc.net
-        infos = [info for info in self._table.closest(key_of(key), MAX_CLOSER + 1) if info.peer_id != asker]
-        return [info if info.addrs else net.known(info.peer_id) for info in infos[:MAX_CLOSER]]
+        return closest_to(self._table, self._rpc.net, key_of(key), asker=asker, want=MAX_CLOSER)
 
     # -- asking --
 

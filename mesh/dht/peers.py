@@ -15,7 +15,7 @@ import trio
 from pydantic import BaseModel
 
 from mesh.auth.authorizer import PeerClass
-from mesh.dht.answers import Answered, Judged
+from mesh.dht.answers import Answered, Judged, closest_to
 from mesh.dht.config import DhtConfig
 from mesh.dht.ipfs import IpfsWire
 from mesh.dht.metrics import DhtMetrics
@@ -397,10 +397,7 @@ class Peers:
 
     def closest_to(self, target: Key, asker: PeerID, want: int) -> list[PeerInfo]:
         """Whom we name to an asker."""
-        if want == 0:
-            return []
-        infos = [info for info in self.table.closest(target, want + 1) if info.peer_id != asker][:want]
-        return [info if info.addrs else self.rpc.net.known(info.peer_id) for info in infos]
+        return closest_to(self.table, self.rpc.net, target, asker=asker, want=want)
 
     def _is_shunned(self, peer: PeerID) -> bool:
         until = self._shunned.get(peer)
