@@ -197,6 +197,10 @@ class AccountKey:
     account_id: bytes = field(repr=False)
     address: str
 
+    def sign(self, message: bytes) -> bytes:
+        """The 65 bytes r, s, v of the chain's accounts over keccak256(message); the same for the same message."""
+        return bytes(coincurve.PrivateKey(self.private).sign_recoverable(keccak256(message), hasher=None))
+
     @classmethod
     def from_private(cls, private: bytes) -> AccountKey:
         """From 32 bytes. Raises KeyFileError."""

@@ -284,7 +284,9 @@ class Connection:
         while True:
             await trio.sleep(self.config.lag_check_s * (0.5 + self._rng.random() / 2))
             here = self.session
-            for url in [url for url in self.config.urls if here is not None and url != here.url]:
+            if here is None:
+                continue
+            for url in [url for url in self.config.urls if url != here.url]:
                 number, best = await self._number_at(url), self.best
                 if number is None or best is None or self.session is not here:
                     continue

@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from mesh.chain import info
+from mesh.chain.info import NODE_INFO_S, NODE_INFO_W, SUBNET_INFO_S, SUBNET_INFO_W, Layout
 from mesh.chain.types import NodeClass, Score, Submission, SubnetInfo, SubnetNode, SubnetState
 from mesh.errors import CallRefused, ChainError, RemoteProtocolError, WrongChain
 from mesh.peer import Multiaddr, PeerID, PeerInfo
@@ -64,9 +64,9 @@ class Dialect(Protocol):
     name: str
     needs_node_id: bool
     """Whether propose and attest name the node."""
-    subnet_layouts: tuple[info.Layout, ...]
+    subnet_layouts: tuple[Layout, ...]
     """How the runtime may lay out what its API tells of a subnet, the likeliest first."""
-    node_layouts: tuple[info.Layout, ...]
+    node_layouts: tuple[Layout, ...]
 
     def translate(self, call: Call, *, known: Container[str], signer: bytes, look: Lookup) -> Call:
         """The call as this pallet takes it; `known` are the names of its calls. Raises CallRefused for what this
@@ -99,8 +99,8 @@ class HotkeyDialect:
 
     name = "coldkey/hotkey"
     needs_node_id = False
-    subnet_layouts = (info.SUBNET_INFO_W, info.SUBNET_INFO_S)
-    node_layouts = (info.NODE_INFO_W, info.NODE_INFO_S)
+    subnet_layouts: tuple[Layout, ...] = (SUBNET_INFO_W, SUBNET_INFO_S)
+    node_layouts: tuple[Layout, ...] = (NODE_INFO_W, NODE_INFO_S)
 
     def translate(self, call: Call, *, known: Container[str], signer: bytes, look: Lookup) -> Call:
         return call
@@ -132,8 +132,8 @@ class ValidatorDialect:
 
     name = "validator ids"
     needs_node_id = True
-    subnet_layouts = (info.SUBNET_INFO_S, info.SUBNET_INFO_W)
-    node_layouts = (info.NODE_INFO_S, info.NODE_INFO_W)
+    subnet_layouts: tuple[Layout, ...] = (SUBNET_INFO_S, SUBNET_INFO_W)
+    node_layouts: tuple[Layout, ...] = (NODE_INFO_S, NODE_INFO_W)
 
     def translate(self, call: Call, *, known: Container[str], signer: bytes, look: Lookup) -> Call:
         args = dict(call.args)

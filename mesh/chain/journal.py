@@ -241,7 +241,9 @@ class Journal:
             return
         entry_or_done = self._pending.pop(digest, None) or self._done[digest].entry
         fate, delivery = Fate(str(step["fate"])), Delivery(str(step["delivery"]))
-        self._done[digest] = Done(entry_or_done, fate, delivery, int(str(step["block"])), int(str(step.get("teller", 0))))
+        self._done[digest] = Done(
+            entry_or_done, fate, delivery, int(str(step["block"])), int(str(step.get("teller", 0)))
+        )
 
 
 def _write_all(handle: int, data: bytes) -> None:

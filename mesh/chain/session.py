@@ -15,6 +15,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -429,7 +430,7 @@ def subnet(session: Session, subnet_id: int, at: bytes | None) -> SubnetInfo:
         data = _gathered(session, source, _SUBNET, subnet_id, block)
         if not isinstance(data, Mapping):
             continue  # also where it says that there is none: storage has the last word
-        told = _understood(session, source, _SUBNET, lambda data=data: dialects.subnet_of_info(data))
+        told = _understood(session, source, _SUBNET, partial(dialects.subnet_of_info, data))
         if told is None or told.subnet_id != subnet_id:
             continue
         if session.trust.get((source, _SUBNET.function)) is Trust.PROVED:
@@ -461,7 +462,7 @@ def snapshot(session: Session, subnet_id: int, at: BlockRef | None) -> Snapshot:
         data = _gathered(session, source, _NODES, subnet_id, block.hash)
         if not isinstance(data, list):
             continue
-        told = _understood(session, source, _NODES, lambda data=data: _nodes_of_info(data, subnet_id, ids))
+        told = _understood(session, source, _NODES, partial(_nodes_of_info, data, subnet_id, ids))
         if told is None:
             continue
         if session.trust.get((source, _NODES.function)) is Trust.PROVED:
@@ -622,6 +623,8 @@ class _Lookup:
 
 def epoch_and_end(session: Session, subnet_id: int) -> tuple[int, int] | None:
     """(subnet epoch of the best block, first block of the next one); None for a subnet without a slot."""
+    if "SubnetSlot" not in session.metadata.pallet(PALLET).storage:
+        return None
     best = head(session)
     (slot,) = read_many(session, [Read("SubnetSlot", (subnet_id,))], best.hash)
     length = constant(session, PALLET, "EpochLength")
