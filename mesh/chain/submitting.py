@@ -48,8 +48,8 @@ _UNWATCHED: Final = frozenset((METHOD_NOT_FOUND, TOO_MANY_SUBSCRIPTIONS))
 _LEFT_POOL: Final = frozenset(("usurped", "dropped", "invalid"))
 """Statuses after which the node tells nothing more and has the extrinsic no longer."""
 _LOCK_POLL_S: Final = 0.1
-_SIGN_OFF_S: Final = 5
-"""What writing down at the end that callers heard may take."""
+_SIGN_OFF_S: Final = 2
+"""What writing down at the end that callers heard may take, waiting for the journal included."""
 _LEAST_ERA_BLOCKS: Final = 4
 _SHARE_LOST: Final = 8
 """An era may be born in the final block where that is not farther back than so small a part of it."""

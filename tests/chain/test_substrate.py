@@ -317,6 +317,23 @@ async def test_after_a_restart_the_pending_bytes_and_only_they_are_sent_again(tm
         nursery.cancel_scope.cancel()
 
 
+async def test_the_same_call_again_is_a_new_intent_unless_the_process_died_in_between(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        node = Node(nursery)
+        await node.start()
+        nursery.start_soon(seal, node.dev)
+        hashes: list[bytes] = []
+        for _ in range(2):  # two lives that end in order
+            async with trio.open_nursery() as life:
+                chain = client(tmp_path, node.url)
+                await life.start(chain.run)
+                receipts = [await chain.submit("System.remark", REMARK, OWN) for _ in range(2)]  # and two calls in each
+                hashes += [receipt.extrinsic_hash for receipt in receipts]
+                life.cancel_scope.cancel()
+        assert len(set(hashes)) == 4 == node.dev.nonce(OWN.account_id)
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_entry_whose_era_ended_unused_is_dead_and_the_call_is_made_anew(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         node = Node(nursery)
@@ -441,7 +458,9 @@ async def test_the_bytes_are_on_disk_before_they_leave(tmp_path: Path) -> None:
         nursery.start_soon(seal, node.dev)
         await chain.submit("System.remark", REMARK, OWN)
         assert written == [True]
-        assert Journal.open_locked(tmp_path / "journal", genesis=chain.genesis, account=OWN.account_id) is not None
+        journal = Journal.open_locked(tmp_path / "journal", genesis=chain.genesis, account=OWN.account_id)
+        assert journal is not None
+        journal.release()
         nursery.cancel_scope.cancel()
 
 
