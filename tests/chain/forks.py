@@ -166,9 +166,8 @@ async def submit(request: Mapping[str, Any]) -> dict[str, Any]:
         urls=tuple(request["urls"]), poll_interval_s=0.05, backoff_first_s=0.05, backoff_max_s=0.2, silence_s=0.2,
         resend_interval_s=0.1, call_timeout_s=5, submit_timeout_s=request.get("timeout_s", 20),
     )  # fmt: skip
-    chain = SubstrateChain(
-        config, journal_dir=Path(request["journal"]), recover=(key.account_id,), rng=random.Random(1)
-    )
+    recover = (key.account_id,) if request.get("recover") else ()
+    chain = SubstrateChain(config, journal_dir=Path(request["journal"]), recover=recover, rng=random.Random(1))
     result: dict[str, Any] = {}
     async with trio.open_nursery() as nursery:
         await nursery.start(chain.run)

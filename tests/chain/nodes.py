@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -16,6 +16,7 @@ from mesh.chain import session
 from mesh.chain.session import RpcRefused
 from mesh.chain.substrate import ChainConfig, SubstrateChain
 from mesh.devchain.node import DevChain, DevChainConfig, run_chain
+from mesh.devchain.server import Connection
 from mesh.identity import AccountKey
 
 ALITH = AccountKey.dev("alith")
@@ -78,9 +79,9 @@ async def expect(error: type[Exception], act: Callable[[], Awaitable[object]]) -
 
 
 class Raw(str):
-    """A message to send as it is."""
+    """A message to send as it is, `count` times."""
 
-    __slots__ = ()
+    count = 1
 
 
 Answer = Callable[[str, Sequence[Any]], Awaitable[object]]
@@ -121,7 +122,8 @@ async def _answer(websocket: WebSocketConnection, answer: Answer) -> None:
             reply["error"] = {"code": error.code, "message": error.message}
         else:
             if isinstance(result, Raw):
-                await websocket.send_message(str(result))
+                for _ in range(result.count):
+                    await websocket.send_message(str(result))
                 continue
             reply["result"] = result
         await websocket.send_message(json.dumps(reply))
@@ -137,3 +139,35 @@ async def back(url: str, method: str, params: Sequence[Any]) -> object:
         if "error" in reply:
             raise RpcRefused(method, reply["error"]["code"], reply["error"]["message"])
         return reply["result"]
+
+
+class Relay:
+    """A node over a dev chain in this process: answers at once, can be told to answer otherwise, remembers requests."""
+
+    def __init__(self, dev: DevChain) -> None:
+        self.dev = dev
+        self.asked: list[tuple[str, Sequence[Any]]] = []
+        self.instead: dict[str, Callable[[Sequence[Any]], object]] = {}
+        """Answers by method; a function may raise RpcRefused, and return Raw."""
+        self._direct = Connection(dev, cast(WebSocketConnection, None))
+
+    async def answer(self, method: str, params: Sequence[Any]) -> object:
+        """For `serve`."""
+        self.asked.append((method, params))
+        if method.startswith("chain_subscribe") or method == "author_submitAndWatchExtrinsic":
+            raise RpcRefused(method, session.METHOD_NOT_FOUND, "Method not found")
+        if method in self.instead:
+            return self.instead[method](params)
+        return await self.truth(method, params)
+
+    async def truth(self, method: str, params: Sequence[Any]) -> object:
+        """What the dev chain says."""
+        reply = await self._direct._answer({"id": 1, "method": method, "params": list(params)})
+        if "error" in reply:
+            raise RpcRefused(method, reply["error"]["code"], reply["error"]["message"])
+        return reply["result"]
+
+    def methods(self) -> list[str]:
+        """The methods asked since the last time, heads left out."""
+        asked, self.asked = self.asked, []
+        return [method for method, _ in asked if not method.startswith(("chain_", "system_"))]

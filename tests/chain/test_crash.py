@@ -28,10 +28,9 @@ from mesh.devchain.node import run_chain
 from mesh.devchain.pallets.network import storage as s
 from mesh.identity import AccountKey, PeerKey
 from tests.chain.forks import SETTLING_STEPS, STEPS
-from tests.contract.test_chain import COLDKEYS, FUND, HOTKEYS, OWNER, PEERS, STAKE, TENSOR, subnet_data
-from tests.devchain.signing import Signer
+from tests.chain.subnet import SUBNET, config, populate, registration, say
+from tests.contract.test_chain import COLDKEYS, HOTKEYS, TENSOR
 
-SUBNET = 128_001
 ADDED = 7 * TENSOR
 ROOT = Path(__file__).parents[2]
 
@@ -105,36 +104,6 @@ async def forking(home: Path) -> AsyncIterator[Forks]:
         nursery.start_soon(forks.listen)
         yield forks
         nursery.cancel_scope.cancel()
-
-
-def config(data_dir: Path | None, **changes: Any) -> DevChainConfig:
-    fund = {f"0x{account.hex()}": planck for account, planck in FUND.items()}
-    return DevChainConfig(**{"fund": fund, "data_dir": data_dir, **changes})
-
-
-def say(dev: DevChain, key: AccountKey, call: str, **args: Any) -> None:
-    """An extrinsic in a block of its own."""
-    signer = Signer("")
-    signer.key, signer.address = signer.key.__class__(key.private), key.account_id
-    dev.submit(signer.sign(dev, "Network", call, **args))
-    dev.new_block()
-
-
-def registration(hotkey: bytes, peer: bytes) -> dict[str, Any]:
-    none = dict.fromkeys(("bootnode_peer_info", "client_peer_info", "unique", "non_unique", "delegate_account"))
-    return {
-        "subnet_id": SUBNET, "hotkey": hotkey, "peer_info": {"peer_id": peer, "multiaddr": None},
-        "delegate_reward_rate": 0, "stake_to_be_added": STAKE, "max_burn_amount": 100 * TENSOR, **none,
-    }  # fmt: skip
-
-
-def populate(dev: DevChain) -> None:
-    """An active subnet of three nodes."""
-    say(dev, OWNER, "register_subnet", max_cost=10**24, subnet_data=subnet_data())
-    for coldkey, hotkey, peer in zip(COLDKEYS, HOTKEYS, PEERS, strict=True):
-        say(dev, coldkey, "register_subnet_node", **registration(hotkey.account_id, peer_id_bytes(peer)))
-    say(dev, COLDKEYS[2], "add_to_delegate_stake", subnet_id=SUBNET, stake_to_be_added=400_000 * TENSOR)
-    say(dev, OWNER, "activate_subnet", subnet_id=SUBNET)
 
 
 def to_next_epoch(dev: DevChain) -> int:
@@ -226,10 +195,12 @@ class Stage:
         return Scene(self.dev, call, self._number)
 
     async def live(self, scene: Scene, *, kill: str | None = None) -> dict[str, Any]:
-        """One life of the process: how it ended."""
+        """One life of the process: how it ended. Every other scene's settles what was left when it starts, and not
+        only when it makes the call again."""
+        recover = self._number % 2 == 0
         pid = await self._forks.start(
             do="submit", urls=[self.url], journal=str(self._folder / f"journal {self._number}"),
-            key=scene.key.private.hex(), call=scene.call, args=scene.args, kill=kill,
+            key=scene.key.private.hex(), call=scene.call, args=scene.args, kill=kill, recover=recover,
         )  # fmt: skip
         return await self._forks.ended(pid)
 

@@ -190,6 +190,9 @@ async def test_invalid_for_want_of_money_is_told_and_the_bytes_stay_the_only_one
         node.scenes.extend([["invalid"], Refuse(PAYMENT)])
         with pytest.raises(ExtrinsicInvalid, match="Inability to pay"):
             await remark(chain)
+        node.scenes.append(Refuse(PAYMENT))
+        with pytest.raises(ExtrinsicInvalid, match="Inability to pay"):
+            await remark(chain)  # its first refusal in this submission, but not the first time it was sent
         assert pending(tmp_path, node) == [node.sent[0]]
         node.scenes.append([lambda: node.blocks(1)])  # the left bytes were sent before anything else
         receipt = await remark(chain)
