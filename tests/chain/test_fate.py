@@ -14,13 +14,14 @@ from trio_websocket import WebSocketConnection
 
 from mesh.chain.journal import Journal
 from mesh.chain.runtime import blake2
-from mesh.chain.submitting import MAX_STATUSES, era_for
+from mesh.chain.submitting import MAX_STATUSES, Intent, era_for
 from mesh.chain.substrate import SubstrateChain
 from mesh.chain.types import BlockRef, Receipt
 from mesh.devchain.chain import DevChain, DevChainConfig
 from mesh.devchain.server import Connection
 from mesh.errors import ChainError, ChainUnavailable, ExtrinsicInvalid, ExtrinsicLost
 from tests.chain.nodes import FUND, OWN, REMARK, client, serve_sockets, until
+from tests.contract.test_chain import subnet_data
 
 PAYMENT = {"code": 1010, "message": "Invalid Transaction", "data": "Inability to pay some fees"}
 BAD_PROOF = {"code": 1010, "message": "Invalid Transaction", "data": "Transaction has a bad signature"}
@@ -206,6 +207,27 @@ async def test_a_signature_that_no_block_can_take_is_given_up_at_once(tmp_path: 
         with pytest.raises(ExtrinsicInvalid, match="bad signature"):
             await remark(chain)
         assert pending(tmp_path, node) == []
+
+
+async def test_a_map_out_of_order_is_a_bad_proof_and_the_client_never_sends_one(tmp_path: Path) -> None:
+    """The runtime encodes a call again, maps ascending, before it checks the signature."""
+    async with scripted(tmp_path) as (node, chain):
+        node.scenes = [Refuse(NO_SUCH_METHOD)] * 2
+        first, second = sorted(bytes((number,)) * 20 for number in (1, 2))
+        data = {**subnet_data(), "initial_coldkeys": {second: 1, first: 1}}
+        raw, shown = await chain.preview("register_subnet", {"max_cost": 1, "subnet_data": data}, OWN)
+        decoded = shown["subnet_data"]
+        assert isinstance(decoded, dict)
+        assert list(decoded["initial_coldkeys"]) == [first, second]
+        one = (1).to_bytes(4, "little")
+        swapped = raw.replace(first + one + second + one, second + one + first + one)
+        assert swapped != raw
+        with pytest.raises(ExtrinsicInvalid, match="bad signature"):
+            await chain._submitter.submit(Intent(swapped, "Network.register_subnet"), OWN)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chain._submitter.submit, Intent(raw, "Network.register_subnet"), OWN)
+            await until(lambda: len(node.dev.pool) == 1)  # in order the same call is taken
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_extrinsic_whose_nonce_another_used_is_lost_once_that_is_final(tmp_path: Path) -> None:

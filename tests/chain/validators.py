@@ -183,9 +183,8 @@ def network() -> Pallet:
         return bytes_.encode(vec(node_info).encode(found))
 
     subnet, number = ("subnet_id", u32), ("subnet_node_id", u32)
-    peers = [
-        (f"{role}peer_info", option(t.peer_info) if role else t.peer_info) for role in ("", "bootnode_", "client_")
-    ]
+    other = option(t.peer_info)
+    peers = (("peer_info", t.peer_info), ("bootnode_peer_info", other), ("client_peer_info", other))
     calls = (
         Call(0, "register_validator", (
             ("hotkey", account_id), ("delegate_reward_rate", u128), ("delegate_account", option(t.delegate_account)),
@@ -193,7 +192,7 @@ def network() -> Pallet:
         ), register_validator),
         Call(6, "register_subnet", (("max_cost", u128), ("subnet_data", registration)), register_subnet),
         Call(44, "register_subnet_node", (
-            ("validator_id", u32), subnet, ("hotkey", option(account_id)), ("peer_info", t.peer_info), *others, ("stake_to_be_added", u128),
+            ("validator_id", u32), subnet, ("hotkey", option(account_id)), *peers, ("stake_to_be_added", u128),
             ("unique", option(bounded_bytes)), ("non_unique", option(bounded_bytes)), ("max_burn_amount", u128),
         ), register_subnet_node),
         Call(52, "add_node_stake", (subnet, number, ("stake_to_be_added", u128)), stake(1, "stake_to_be_added")),
