@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ROUNDS_BEHIND: Final = 3
+"""How often all URLs are tried before one is taken that is behind what was seen."""
 _CONNECT_CALLS: Final = 2
 """Metadata is downloaded when a connection is made: that may take so many times `call_timeout_s`."""
 
@@ -62,6 +64,8 @@ class Connection:
         self._passed_over: dict[str, int] = {}
         """URLs that were too far behind since the last success, with the number of their best block."""
         self._failed: set[str] = set()
+        self._rounds = 0
+        """How often all were tried in vain, some of them being behind only."""
         self._changed = trio.Event()
 
     def here(self) -> Session:
@@ -187,8 +191,8 @@ class Connection:
                 self._failed.add(url)
             else:
                 failures = 0
-                self._passed_over.clear()
-                self._failed.clear()
+                self._forget_failures()
+                self._rounds = 0
                 log.info("connected to %s: %s, genesis 0x%s", url, found.dialect.name, found.genesis.hex())
                 self.session = found
                 self.tell()
@@ -200,17 +204,23 @@ class Connection:
                 failures += 1
 
     def _settle_for_the_freshest(self) -> bool:
-        """Once every URL was tried in vain and some were only behind: whether one of those is to be tried again, as
-        what was seen is nowhere to be had (a chain set back, or a node that lied about its head)."""
-        if not self._passed_over or len(self._passed_over.keys() | self._failed) < len(self.config.urls):
+        """Whether one that is only behind is to be tried again and taken: after some rounds in which no URL had what
+        was seen, it is nowhere to be had (a chain set back, or a node that lied about its head)."""
+        if len(self._passed_over.keys() | self._failed) < len(self.config.urls):
             return False
-        url = max(self._passed_over, key=lambda each: self._passed_over[each])
-        log.warning("no URL has a block near %d; going on with %s", self._seen, url)
-        self._seen = self._passed_over[url]
+        self._rounds = self._rounds + 1 if self._passed_over else 0
+        settle = self._rounds == ROUNDS_BEHIND
+        if settle:
+            url = max(self._passed_over, key=lambda each: self._passed_over[each])
+            log.warning("no URL has a block near %d; going on with %s", self._seen, url)
+            self._seen, self._rounds = self._passed_over[url], 0
+            self._next = self.config.urls.index(url)
+        self._forget_failures()
+        return settle
+
+    def _forget_failures(self) -> None:
         self._passed_over.clear()
         self._failed.clear()
-        self._next = self.config.urls.index(url)
-        return True
 
     def _backoff(self, failures: int) -> float:
         longest = min(self.config.backoff_max_s, self.config.backoff_first_s * 2.0 ** min(failures, 20))
