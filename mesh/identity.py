@@ -14,6 +14,7 @@ import hmac
 import os
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -285,7 +286,13 @@ def parse_address(text: str) -> bytes:
 
 def is_dev_account(account_id: bytes) -> bool:
     """Whether anybody knows this account's key (the development accounts)."""
-    return account_id in {AccountKey.dev(name).account_id for name in DEV_NAMES}
+    return account_id in _dev_accounts()
+
+
+@lru_cache(maxsize=1)
+def _dev_accounts() -> frozenset[bytes]:
+    # nine derivations of a phrase take ten milliseconds, and this is asked at every submission
+    return frozenset(AccountKey.dev(name).account_id for name in DEV_NAMES)
 
 
 # --- files ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ the last, and the reader (session.py) compares a first answer of each kind with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,7 +82,7 @@ class Layouts:
     registry: tuple[TypeDef, ...]
     ids: dict[tuple[str, Layout], int]
 
-    def read(self, shape: str, layouts: Sequence[Layout], raw: bytes) -> object:
+    def read(self, shape: str, layouts: Sequence[Layout], raw: bytes, pause: Callable[[], None]) -> object:
         """An answer by the first of the layouts that it fits to the last byte. Raises ChainError when none does."""
         why = "this runtime lacks a type of it"
         for layout in layouts:
@@ -90,7 +90,7 @@ class Layouts:
             if type_id is None:
                 continue
             try:
-                return decode_all(self.registry, type_id, raw)
+                return decode_all(self.registry, type_id, raw, pause)
             except ChainError as error:
                 why = str(error)
         raise ChainError(f"the answer fits no known layout ({why})")

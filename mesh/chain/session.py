@@ -12,6 +12,7 @@ import enum
 import hashlib
 import logging
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ MAX_ENTRIES: Final = 65_536
 KEPT_BLOCKS: Final = 256
 """Blocks whose extrinsic hashes are remembered: four eras."""
 MAX_BLOCK_EXTRINSICS: Final = 100_000
+HELD_S: Final = 0.001
+LET_GO_S: Final = 0.0001
 MAX_DIGEST_LOGS: Final = 1024
 PRUNED_AFTER_BLOCKS: Final = 256
 """A node that is no archive keeps the state of so many blocks."""
@@ -70,6 +73,21 @@ class BlockBody:
     ref: BlockRef
     parent: bytes
     extrinsics: tuple[bytes, ...]
+
+
+class Breath:
+    """Called often while something is decoded: lets other threads have the interpreter every millisecond.
+
+    Left to itself Python takes it from a thread after 5 ms only, and the event loop wants it at every turn.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __call__(self) -> None:
+        if time.perf_counter() - self._since > HELD_S:
+            time.sleep(LET_GO_S)  # 0 would take it back before the other thread is awake
+            self._since = time.perf_counter()
 
 
 class Source(enum.Enum):
@@ -183,7 +201,7 @@ def read_metadata(rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | 
 
 
 def _checked(raw: bytes) -> Metadata:
-    metadata = metadata_v14.parse(raw)
+    metadata = metadata_v14.parse(raw, Breath())
     runtime.require_known_format(metadata)
     return metadata
 
@@ -327,7 +345,7 @@ def events(session: Session, at: bytes) -> tuple[EventRecord, ...]:
     """Events of a block, with the extrinsic that caused each."""
     item = session.metadata.item("System", "Events")
     key = runtime.storage_key(session.metadata, item, ())
-    return runtime.decode_events(session.metadata, read_raw(session, [key], at)[key])
+    return runtime.decode_events(session.metadata, read_raw(session, [key], at)[key], Breath())
 
 
 # --- storage --------------------------------------------------------------------------------------------------
@@ -335,12 +353,16 @@ def events(session: Session, at: bytes) -> tuple[EventRecord, ...]:
 
 def read_raw(session: Session, keys: Sequence[bytes], at: bytes | None) -> dict[bytes, bytes | None]:
     """Raw values of many keys at one block, in pages. Raises ChainError when the node leaves one out."""
-    if at is None:
+    if at is None and len(keys) > PAGE_KEYS:  # one page is of one block by itself
         at = unhex(session.rpc("chain_getHead", []), "head", HASH_BYTES)
     values: dict[bytes, bytes | None] = {}
     for start in range(0, len(keys), PAGE_KEYS):
         page = keys[start : start + PAGE_KEYS]
-        answer = at_block(session, "state_queryStorageAt", [[_hex(key) for key in page], _hex(at)], at)
+        wanted = [_hex(key) for key in page]
+        if at is None:
+            answer = session.rpc("state_queryStorageAt", [wanted])
+        else:
+            answer = at_block(session, "state_queryStorageAt", [wanted, _hex(at)], at)
         if not isinstance(answer, list):
             raise ChainError("the node's answer to state_queryStorageAt is no list")
         for change_set in answer:
@@ -363,7 +385,12 @@ def read_many(session: Session, reads: Sequence[Read], at: bytes | None, pallet:
     items = [metadata.item(pallet, read.item) for read in reads]
     keys = [runtime.storage_key(metadata, item, read.keys) for item, read in zip(items, reads, strict=True)]
     raw = read_raw(session, list(dict.fromkeys(keys)), at)
-    return [runtime.decode_value(metadata, item, raw[key]) for item, key in zip(items, keys, strict=True)]
+    breath = Breath()
+    values: list[object] = []
+    for item, key in zip(items, keys, strict=True):
+        values.append(runtime.decode_value(metadata, item, raw[key]))
+        breath()
+    return values
 
 
 def read_map(
@@ -376,7 +403,12 @@ def read_map(
     found = _keys_under(session, item, keys, at)
     raw = read_raw(session, found, at)
     metadata = session.metadata
-    return [(runtime.decode_keys(metadata, item, k), runtime.decode_value(metadata, item, raw[k])) for k in found]
+    breath = Breath()
+    entries: list[tuple[tuple[object, ...], object]] = []
+    for key in found:
+        entries.append((runtime.decode_keys(metadata, item, key), runtime.decode_value(metadata, item, raw[key])))
+        breath()
+    return entries
 
 
 def _keys_under(session: Session, item: StorageItem, keys: Sequence[object], at: bytes) -> list[bytes]:
@@ -476,7 +508,11 @@ def _nodes_of_info(data: Sequence[object], subnet_id: int, ids: set[object]) -> 
     raws = [each for each in data if isinstance(each, Mapping) and each.get("subnet_id") == subnet_id]
     if {each.get("subnet_node_id") for each in raws} != ids or len(raws) != len(ids):
         raise ChainError(f"it names {len(raws)} of the {len(ids)} nodes in storage")
-    found = [dialects.node_of_info(each) for each in raws]
+    breath = Breath()
+    found: list[SubnetNode | None] = []
+    for each in raws:
+        found.append(dialects.node_of_info(each))
+        breath()
     return tuple(sorted((node for node in found if node is not None), key=lambda node: node.node_id))
 
 
@@ -524,7 +560,7 @@ def _gathered(session: Session, source: Source, api: _Api, subnet_id: int, at: b
         else:
             raw = _bytes_of(at_block(session, api.rpc, [subnet_id, _hex(at)], at))
         assert session.layouts is not None
-        return session.layouts.read(api.shape, layouts, raw)
+        return session.layouts.read(api.shape, layouts, raw, Breath())
 
     return _understood(session, source, api, read)
 

@@ -208,6 +208,8 @@ class Submitter:
 
     async def _unheard(self, intent: Intent, journal: Journal, state: _Account) -> Done | None:
         """An inclusion of the same call that its caller may not have heard of; from now on it has."""
+        if not journal.unheard(intent.purpose, head=0):
+            return None
         head = (await self._connection.ask(session.head)).number
         for done in journal.unheard(intent.purpose, head=head):
             digest = done.entry.extrinsic_hash

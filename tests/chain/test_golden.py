@@ -154,7 +154,7 @@ def table_rpc(state: dict[str, Any]) -> session.Rpc:
         if method == "chain_getHead":
             return state["hash"]
         if method == "state_queryStorageAt":
-            return [{"block": params[1], "changes": [[key, storage.get(key)] for key in params[0]]}]
+            return [{"block": state["hash"], "changes": [[key, storage.get(key)] for key in params[0]]}]
         if method == "state_getKeysPaged":
             prefix, count, *start = params
             keys = sorted(key for key in storage if key.startswith(prefix))
