@@ -34,9 +34,12 @@ from mesh.devchain.pallet import Call, Constant, Context, Pallet
 from mesh.devchain.pallets.network import (
     consensus,
     delegate,
+    emergency,
     epoch,
     info,
     nodes,
+    owner,
+    pause,
     stake,
     storage,
     subnets,
@@ -69,7 +72,10 @@ _OVERWATCH_EPOCH_EMISSIONS: Final = 0x872FDD8883387F
 _SUBNET = ("subnet_id", u32)
 _NODE = ("subnet_node_id", u32)
 
-CALLS: Final[tuple[Call, ...]] = (
+_CALLS: Final[tuple[Call, ...]] = (
+    *owner.CALLS,
+    *pause.CALLS,
+    *emergency.CALLS,
     Call(
         0,
         "register_subnet",
@@ -145,6 +151,8 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call(66, "attest", (_SUBNET, ("attest_data", option(bounded_bytes))), consensus.attest),
 )
+CALLS: Final = tuple(sorted(_CALLS, key=lambda call: call.index))
+"""All calls, by index."""
 
 
 def pallet(epoch_length: int, *, genesis: Mapping[str, Any] = storage.DEV_GENESIS) -> Pallet:
