@@ -9,7 +9,6 @@ import pytest
 from mesh.devchain.pallets.network import economics, owner
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.owner import SETTINGS, TEXTS, During, Setting
-
 from mesh.devchain.scale import u32
 
 from .chain import (

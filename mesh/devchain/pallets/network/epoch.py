@@ -129,14 +129,13 @@ def update_burn_rate(ctx: Context, subnet_id: int) -> None:
 def distribute_weights(ctx: Context, epoch: int) -> None:
     """Fix the epoch's emission and each subnet's weight of it; pay the treasury. Net flows start anew.
 
-    A weight goes to the subnets that run, and to a paused one whose last round waits to be settled.
+    A weight goes to the subnets that run, and to one just paused whose last round waits to be settled.
     """
     shares: dict[int, economics.SubnetShare] = {}
     for (subnet_id,), subnet in list(ctx.items(s.SubnetsData)):
         flow = ctx.get(s.SubnetNetFlow, subnet_id)
         ctx.remove(s.SubnetNetFlow, subnet_id)
-        waits = subnet["state"] == "Paused" and ctx.has(s.SubnetConsensusSubmission, subnet_id, epoch - 1)
-        if _runs(subnet, epoch) or waits:
+        if _runs(subnet, epoch) or ctx.has(s.SubnetConsensusSubmission, subnet_id, epoch - 1):
             shares[subnet_id] = _share(ctx, subnet_id, flow)
     if not shares:
         return
