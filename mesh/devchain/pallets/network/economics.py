@@ -128,11 +128,12 @@ def lower_reputation(reputation: int, factor: int) -> int:
 
 def epochs_to_removal(minimum: int, factor: int) -> int:
     """Epochs, and one, until a full reputation that falls by ``factor`` each epoch is below ``minimum``."""
-    if minimum <= 0 or factor <= 0:
-        return U32_MAX  # it never gets there
     if factor >= ONE or minimum >= ONE:
         return 1
-    return min(math.ceil(math.log(to_f64(minimum)) / math.log(1.0 - to_f64(factor))) + 1, U32_MAX)
+    step = math.log(1.0 - to_f64(factor))
+    if minimum <= 0 or step == 0.0:
+        return U32_MAX  # it never gets there
+    return min(math.ceil(math.log(to_f64(minimum)) / step) + 1, U32_MAX)
 
 
 def coldkey_reputation_step(score: int, ratio: int, *, minimum: int, factor: int) -> int:
