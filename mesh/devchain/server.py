@@ -422,13 +422,13 @@ class Connection:
             if name in core:
                 self._known(block_hash)
                 return _hex(core[name](args))
+            if name in runtime.apis:
+                return _hex(self._runtime_api(name, args, block_hash))
             state = self._state(block_hash)[0]
             if name == "AccountNonceApi_account_nonce":
                 return _hex(s.u32.encode(runtime.account(state, s.account_id.decode_all(args))["nonce"]))
             if name in ("TransactionPaymentApi_query_info", "TransactionPaymentApi_query_fee_details"):
                 return _hex(self._fee_api(name, args))
-            if name in runtime.apis:
-                return _hex(self._runtime_api(name, args, block_hash))
         except s.ScaleError as error:
             raise RpcRefusal(UNKNOWN_BLOCK, f"Client error: Execution failed: {name}: {error}") from error
         raise RpcRefusal(UNKNOWN_BLOCK, f"Client error: Execution failed: Exported method {name!r:.80} is not found")
