@@ -80,7 +80,17 @@ steps = st.one_of(
     st.tuples(st.just("claim_unbondings"), places),
     st.tuples(st.just("remove_subnet_node"), places, nodes),
     st.tuples(st.just("register_subnet_node"), places, st.integers(4, 5), st.booleans()),
+    st.tuples(st.just("owner"), st.sampled_from(["pause", "emergency", "unpause", "revert", "dearer"])),
 )
+
+
+OWNERS_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pause": ("owner_pause_subnet", {}),
+    "emergency": ("owner_set_emergency_validator_set", {"subnet_node_ids": [1, 2, 3]}),
+    "unpause": ("owner_unpause_subnet", {}),
+    "revert": ("owner_revert_emergency_validator_set", {}),
+    "dearer": ("owner_update_min_max_stake", {"min": 250 * TENSOR, "max": 1000 * TENSOR}),
+}
 
 
 def attempt(chain: Chain, name: str, origin: bytes, **args: Any) -> None:
@@ -108,6 +118,10 @@ def run(chain: Chain, step: tuple[Any, ...]) -> None:
             hotkey = chain.get(s.SubnetNodeIdHotkey, SUBNET, node)
             if hotkey is not None:
                 attempt(chain, "attest", hotkey, subnet_id=SUBNET, attest_data=None)
+        return
+    if kind == "owner":
+        name, more = OWNERS_WAYS[given_[0]]
+        attempt(chain, name, OWNER, subnet_id=SUBNET, **more)
         return
     origin = COLDKEYS[given_[0]]
     args: dict[str, Any] = {"subnet_id": SUBNET}

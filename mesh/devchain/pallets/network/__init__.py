@@ -2,8 +2,8 @@
 
 Dialect W is the network's coldkey/hotkey model: a coldkey owns money and signs registrations and stakes, a
 hotkey signs proposals and attestations. Names, indices, argument and storage layouts are those of the
-network's metadata; rules and amounts are checked against a recorded epoch of it. Calls that are not needed
-for a subnet's life are not declared.
+network's metadata; rules and amounts are checked against a recorded epoch of it. The council's calls (77 to
+162) are not declared: its settings are given at genesis.
 
 Where the recorded epoch is silent (penalties, queue, graduation) the rules follow the network's public
 sources, and may differ from a given release of it in detail. On purpose different:
@@ -11,6 +11,13 @@ sources, and may differ from a given release of it in detail. On purpose differe
 - A node activated from the queue is taken as it is registered then, with addresses changed while it waited.
 - A node that has left is not given a reputation again, and is paid for its last epoch only while its hotkey is owned.
 - Several proposed scores of one node become its lowest.
+- A subnet has a weight and elects only from its first epoch on. A paused one has none, except for the round that was
+  under way when it was paused; pause.py says what else a pause does and does not do.
+- Unpausing moves the waiting nodes of this subnet only, and in the queue as well as in their own data.
+- A paused subnet counts as active when it is removed.
+- An emergency set is in force from the subnet epoch after unpausing on, not while it is only chosen; a further pause
+  does not renew its time; it ends with fewer nodes than a subnet needs. Nobody is lifted, and no Idle node blamed,
+  meanwhile (emergency.py).
 
 | file          | what                                                        |
 | ------------- | ----------------------------------------------------------- |
@@ -19,6 +26,7 @@ sources, and may differ from a given release of it in detail. On purpose differe
 | epochs.py     | which epoch it is                                           |
 | peers.py      | peer ids and multiaddrs                                     |
 | subnets.py, nodes.py, stake.py, delegate.py, consensus.py | the calls       |
+| owner.py, pause.py, emergency.py | the owner's calls                        |
 | epoch.py      | the block hook: weights, elections, queue, removals         |
 | rewards.py    | settling an epoch                                           |
 | reputation.py | who falls and rises                                         |
@@ -34,9 +42,12 @@ from mesh.devchain.pallet import Call, Constant, Context, Pallet
 from mesh.devchain.pallets.network import (
     consensus,
     delegate,
+    emergency,
     epoch,
     info,
     nodes,
+    owner,
+    pause,
     stake,
     storage,
     subnets,
@@ -69,7 +80,10 @@ _OVERWATCH_EPOCH_EMISSIONS: Final = 0x872FDD8883387F
 _SUBNET = ("subnet_id", u32)
 _NODE = ("subnet_node_id", u32)
 
-CALLS: Final[tuple[Call, ...]] = (
+_CALLS: Final[tuple[Call, ...]] = (
+    *owner.CALLS,
+    *pause.CALLS,
+    *emergency.CALLS,
     Call(
         0,
         "register_subnet",
@@ -145,6 +159,8 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call(66, "attest", (_SUBNET, ("attest_data", option(bounded_bytes))), consensus.attest),
 )
+CALLS: Final = tuple(sorted(_CALLS, key=lambda call: call.index))
+"""All calls, by index."""
 
 
 def pallet(epoch_length: int, *, genesis: Mapping[str, Any] = storage.DEV_GENESIS) -> Pallet:
