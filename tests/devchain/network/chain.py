@@ -110,7 +110,7 @@ class Chain:
             self.ctx().put(s.SubnetElectedValidator, subnet_id, epoch, value=elect)
         assert self.get(s.SubnetElectedValidator, subnet_id, epoch) == elect
 
-    def call(self, name: str, origin: bytes, **args: Any) -> Pays:
+    def call(self, name: str, origin: bytes, /, **args: Any) -> Pays:
         """Run a call as the runtime does: arguments through their SCALE, writes dropped when it fails."""
         call = self.calls[name]
         types = TupleOf(tuple(kind for _, kind in call.args))
@@ -130,7 +130,7 @@ class Chain:
                 self.encode_event(event, content)
         return pays
 
-    def error(self, name: str, origin: bytes, **args: Any) -> str:
+    def error(self, name: str, origin: bytes, /, **args: Any) -> str:
         """The error a call fails with; nothing may have changed."""
         before = dict(self.state.changes)
         with pytest.raises(Dispatch) as caught:

@@ -2,23 +2,38 @@
 
 Dialect W is the network's coldkey/hotkey model: a coldkey owns money and signs registrations and stakes, a
 hotkey signs proposals and attestations. Names, indices, argument and storage layouts are those of the
-network's metadata; rules and amounts are checked against a recorded epoch of it. Calls that are not needed
-for a subnet's life are not declared.
+network's metadata; rules and amounts are checked against a recorded epoch of it. What is not declared here is
+the council's.
 
-Where the recorded epoch is silent (penalties, queue, graduation) the rules follow the network's public
-sources, and may differ from a given release of it in detail. On purpose different:
+Where the recorded epoch is silent (penalties, queue, graduation, swaps, keys, overwatch) the rules follow the
+network's public sources, and may differ from a given release of it in detail. On purpose different:
 
 - A node activated from the queue is taken as it is registered then, with addresses changed while it waited.
 - A node that has left is not given a reputation again, and is paid for its last epoch only while its hotkey is owned.
+- A reward goes to the hotkey a node has when it is paid, not to the one it had when it was proposed.
 - Several proposed scores of one node become its lowest.
+- A hotkey is forgotten only when nothing at all is staked on it and it is no node of any kind.
+- Nobody hands over more shares than it has, nor to itself, and only its owner may change a waiting swap.
+- A swap whose target is gone, or too dear for one share, goes to the unbonding ledger, due at once, not into the
+  pool of something that is gone or into nothing. A swap of nothing is refused, and so is one too many for the queue.
+- A new coldkey takes over all hotkeys of the old one, and being on the overwatch blacklist. It must be fresh: what
+  it has itself is never given to the old one. Delegate accounts stay different from the keys of their node.
+- An overwatch node's peer id in a subnet is free again once it has another.
+- Swap updates and removals of identities are refused like all calls while the network is paused.
+- Adding to the stake of an overwatch node that is not there is InvalidOverwatchNodeId.
 
 | file          | what                                                        |
 | ------------- | ----------------------------------------------------------- |
-| economics.py  | all arithmetic, pure                                        |
+| economics.py, overwatch_economics.py | all arithmetic, pure                 |
 | types.py, storage.py, events.py, errors.py | the declaration                |
 | epochs.py     | which epoch it is                                           |
 | peers.py      | peer ids and multiaddrs                                     |
-| subnets.py, nodes.py, stake.py, delegate.py, consensus.py | the calls       |
+| subnets.py, consensus.py | the calls about subnets and their consensus      |
+| nodes.py, node_settings.py, keys.py, identity.py | the calls about nodes and who they are |
+| stake.py      | node stake, and the ledger of what is unstaked              |
+| pools.py      | delegate pools in storage, a subnet's or a node's           |
+| delegate.py, node_delegate.py, swaps.py, delegate_account.py | the calls of who delegates |
+| overwatch.py  | who watches from outside: calls, and settling their epoch   |
 | epoch.py      | the block hook: weights, elections, queue, removals         |
 | rewards.py    | settling an epoch                                           |
 | reputation.py | who falls and rises                                         |
