@@ -155,6 +155,10 @@ class Chain:
         (content,) = [content for owner, event, content in self.events if owner == "Network" and event == name]
         return content
 
+    def event_of(self, name: str, place: int) -> Any:
+        """The content of one of several events of this name."""
+        return [content for owner, event, content in self.events if owner == "Network" and event == name][place]
+
     def stake_of(self, node: int) -> int:
         return int(self.get(s.AccountSubnetStake, self.get(s.SubnetNodeIdHotkey, SUBNET, node), SUBNET))
 
