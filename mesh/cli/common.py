@@ -282,13 +282,14 @@ async def open_chain(
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
+_MAX_AMOUNT_CHARS = 80
 _UNITS = {"": 18, "tensor": 18, "planck": 0}
 
 
 def planck(text: str, *, name: str) -> int:
     """An amount as typed, in planck, exactly: `100`, `100.5 TENSOR`, `100500000000000000000 planck`. A number without
     a unit is TENSOR. Raises ConfigError."""
-    found = _AMOUNT.fullmatch(text.strip())
+    found = _AMOUNT.fullmatch(text.strip()) if len(text) <= _MAX_AMOUNT_CHARS else None
     if found is None or found["unit"].lower() not in _UNITS:
         raise ConfigError(f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck")
     digits = _UNITS[found["unit"].lower()]
@@ -301,9 +302,7 @@ def planck(text: str, *, name: str) -> int:
     return amount
 
 
-_AMOUNT = re.compile(
-    r"(?P<whole>[0-9](?:[0-9_]{0,58}[0-9])?)(?:\.(?P<fraction>[0-9]{1,60}))?\s*(?P<unit>[A-Za-z]*)", re.ASCII
-)
+_AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
 def tensor(amount_planck: int) -> str:
@@ -318,10 +317,15 @@ def share(text: str, *, name: str) -> int:
     from mesh.chain.types import ONE
 
     try:
-        with localcontext(prec=100):  # the usual 28 digits would round what has too many decimals
-            value = Decimal(text[:80].removesuffix("%")) * (ONE // 100 if text.endswith("%") else ONE)
+        with localcontext(prec=_MAX_AMOUNT_CHARS + 20):  # the usual 28 digits would round what has too many decimals
+            value = Decimal(text.removesuffix("%")) * (ONE // 100 if text.endswith("%") else ONE)
     except InvalidOperation as error:
         raise ConfigError(f"--{name}: {text!r} is no number") from error
-    if not value.is_finite() or not 0 <= value <= ONE or value != value.to_integral_value():
+    if (
+        len(text) > _MAX_AMOUNT_CHARS
+        or not value.is_finite()
+        or not 0 <= value <= ONE
+        or value != value.to_integral_value()
+    ):
         raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
     return int(value)
