@@ -2,10 +2,10 @@
 
 The chain is a process of its own with a data directory, as `mesh-chain` starts it; everything goes over its websocket.
 Empty blocks: `dev_newBlock`, one a call, each answered before the next is asked for, and 100 a call. Extrinsics: signed
-before anything is timed, of 50 accounts with 20 ascending nonces each, all `add_to_delegate_stake`; sent without waiting
-for answers, a block asked for after every 250, the clock stopped when the last answer is there; that all of them
-succeeded is read from the pool of the subnet. Bytes on disk: all files of the data directory after a clean end, less
-those before, by block.
+before anything is timed, of 50 accounts with 20 ascending nonces each, all `add_to_delegate_stake`; sent without
+waiting for answers, a block asked for after every 250, the clock stopped when the last answer is there; that all of
+them succeeded is read from the delegate pool of the subnet. Bytes on disk: all files of the data directory after a
+clean end, less those before, by block.
 Run: python benchmarks/devchain.py [--rounds 5] [--blocks 500]
 """
 
@@ -58,8 +58,8 @@ def address(key: PrivateKey) -> bytes:
 def chain(folder: Path) -> Iterator[str]:
     """A chain process with this data directory; gives its URL, ends it cleanly."""
     funds = [f"0x{address(key).hex()}=100000" for key in KEYS]
-    command = [sys.executable, "-m", "mesh.cli", "chain", "--block-time", "manual", "--dev-rpc", "--port", "0", "--json",
-               "--log-level", "WARNING", "--data-dir", str(folder), "--fund", *funds]  # fmt: skip
+    command = [sys.executable, "-m", "mesh.cli", "chain", "run", "--block-time", "manual", "--dev-rpc", "--port", "0",
+               "--json", "--log-level", "WARNING", "--data-dir", str(folder), "--fund", *funds]  # fmt: skip
     env = {**os.environ, "XDG_DATA_HOME": str(folder / "home"), "MESH_PARENT_PID": str(os.getpid())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     try:

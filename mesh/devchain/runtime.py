@@ -61,8 +61,8 @@ class Outcome:
 class Runtime:
     """The declared pallets, put together.
 
-    `network_genesis` is what plain items of the Network pallet hold at block 0 in place of their defaults. `pallets` is for
-    tests; all of them when not given.
+    `network_genesis` is what plain items of the Network pallet hold at block 0 in place of their defaults. `pallets`
+    is for tests; all of them when not given.
     """
 
     def __init__(
@@ -104,14 +104,16 @@ class Runtime:
             sink=lambda *_: None,
         )
 
-    def check_entry(self, key: bytes, value: bytes) -> StorageItem:
-        """The item that a raw entry belongs to; `ScaleError` when it is of none, or its key or value is not the
-        item's."""
+    def check_entry(self, key: bytes, value: bytes | None) -> StorageItem:
+        """The item that a raw entry belongs to; `ScaleError` when it is of none, or its key or value (None for one
+        that is removed) is not the item's."""
         item = self._items.get(key[:32])
         if item is None:
             raise s.ScaleError(f"0x{key.hex():.80} is the key of no storage item")
-        item.decode_key(key)
-        item.value.decode_all(value)
+        if item.key(*item.decode_key(key)) != key:
+            raise s.ScaleError(f"0x{key.hex():.160} is no key of {item.pallet}.{item.name}")
+        if value is not None:
+            item.value.decode_all(value)
         return item
 
     def account(self, state: ReadState, who: bytes) -> dict[str, Any]:
@@ -269,7 +271,7 @@ class BlockBuilder:
 
         What accounts gain or lose by it is booked as minted or burned under "set-storage".
         """
-        calls = {
+        calls: dict[str, dict[str, list[Any]]] = {
             "set_storage": {"items": [(key, value) for key, value in entries.items() if value is not None]},
             "kill_storage": {"keys": [key for key, value in entries.items() if value is None]},
         }
