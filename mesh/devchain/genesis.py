@@ -68,6 +68,13 @@ class GenesisFile(BaseModel):
                 raise ValueError(f"{name}: {error}") from error
         return values
 
+    @field_validator("fund", mode="before")
+    @classmethod
+    def _amounts(cls, given: Any) -> Any:
+        if isinstance(given, dict) and any(isinstance(amount, bool) for amount in given.values()):
+            raise ValueError("true and false are no amounts of TENSOR")
+        return given
+
     def network_genesis(self) -> dict[str, Any]:
         """Every plain item that is not to hold its default."""
         return {**(DEV_GENESIS if self.defaults is Defaults.DEV else {}), **self.network}

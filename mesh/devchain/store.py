@@ -59,7 +59,6 @@ class Store:
         try:
             with self._reading():
                 self._open()
-                self.latest()
         except BaseException:
             self.close()
             raise
@@ -201,12 +200,14 @@ class Store:
         return HistoricState(self._db, number)
 
     def _block(self, query: str, values: tuple[bytes | int, ...]) -> Block | None:
-        row = self._db.execute(query, values).fetchone()
+        with self._reading():
+            row = self._db.execute(query, values).fetchone()
         if row is None:
             return None
         number, block_hash, header, extrinsics = row
-        decoded = header_type.decode_all(header)
-        body = tuple(_opaque.decode_all(extrinsics))
+        with self._reading():
+            decoded = header_type.decode_all(header)
+            body = tuple(_opaque.decode_all(extrinsics))
         if header_hash(decoded) != block_hash or extrinsics_root(body) != decoded["extrinsics_root"]:
             raise _damaged(self._path, f"the hash of block {number} does not fit")
         return Block(number, block_hash, decoded, body, {})
@@ -267,7 +268,7 @@ def _after(prefix: bytes) -> bytes | None:
 
 def _damaged(path: str, what: str) -> ConfigError:
     return ConfigError(
-        f"the chain's database {path} is damaged ({what}): delete its directory and start anew, "
+        f"the chain's database {path} is damaged ({' '.join(what.split())}): delete its directory and start anew, "
         "`mesh chain dev restore` then brings back a snapshot"
     )
 
