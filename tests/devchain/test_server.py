@@ -19,6 +19,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnec
 from mesh.devchain import scale as s
 from mesh.devchain.node import DevChain, DevChainConfig, PoolConfig, ServerConfig, run_chain
 from mesh.devchain.pallets import books, system
+from mesh.devchain.pallets.network import storage
 from mesh.devchain.pallets.transaction_payment import BASE_FEE_PLANCK
 from mesh.devchain.server import refusal
 from mesh.errors import ConfigError, ListenFailed
@@ -506,3 +507,43 @@ async def test_blocks_come_by_themselves(autojump_clock: trio.testing.MockClock)
     assert chain.get(now) == int((SimClock().now()) * 1000) - 1000
     assert [name for _, name, _ in events(chain)][-1] == "ExtrinsicSuccess"
     chain.close()
+
+
+async def test_dev_methods_over_the_wire() -> None:
+    async with running() as (chain, url), bare(url) as client:
+        nodes = "0x" + storage.MinSubnetNodes.key().hex()
+        block = await client.get("dev_setStorage", [[nodes, "0x01000000"]])
+        assert block == "0x" + chain.best.hash.hex()
+        raw = await client.get("dev_snapshot")
+        account = [[[CAROL.hex], {"nonce": 0, "consumers": 0, "providers": 1, "sufficients": 0,
+                                  "data": {"free": "5000", "reserved": 0, "frozen": 0, "flags": 0}}]]  # fmt: skip
+        named = {"Network": {"MinSubnetNodes": 2, "TxPause": True, "SubnetReputation": [[[7], 9], [[8], None]]},
+                 "System": {"Account": account}}  # fmt: skip
+        await client.get("dev_setStorage", named)
+        assert [chain.get(storage.MinSubnetNodes), chain.get(storage.TxPause)] == [2, True]
+        assert chain.get(storage.SubnetReputation, 7) == 9
+        assert chain.get(system.ACCOUNT, CAROL.address)["data"]["free"] == 5000
+        await client.get("chain_subscribeNewHeads")
+        assert (await client.note())["number"] == "0x2"
+        await client.get("state_subscribeStorage", [nodes])
+        assert (await client.note())["changes"] == [[nodes, "0x02000000"]]
+        assert await client.get("dev_restore", raw) == block
+        assert (await client.note())["number"] == "0x1"
+        assert (await client.note())["changes"] == [[nodes, "0x01000000"]]
+        for junk in ([], {}, 5, [[nodes]], [[nodes, "0x"]], [["0x12", "0x"]], {"Network": 5}, {"Nobody": {"X": 1}},
+                     {"Network": {"MinSubnetNodez": 1}}, {"Network": {"SubnetReputation": 5}},
+                     {"Network": {"SubnetReputation": [[["a"], 5]]}}, {"Network": {"MinSubnetNodes": "x"}},
+                     {"System": {"Number": 5}}):  # fmt: skip
+            assert await client.code("dev_setStorage", junk) == -32602, junk
+        for junk in ("0x", "0x1234", raw[:-2], 5):
+            assert await client.code("dev_restore", junk) == -32602
+        assert chain.best.number == 1
+
+
+async def test_without_dev_rpc_its_methods_say_what_to_do() -> None:
+    async with running(dev_rpc=False) as (_, url), bare(url) as client:
+        for method in ("dev_newBlock", "dev_setStorage", "dev_snapshot", "dev_restore"):
+            error = (await client.ask(method))["error"]
+            assert error["code"] == -32601
+            assert "--dev-rpc" in error["message"]
+        assert "dev_newBlock" not in (await client.get("rpc_methods"))["methods"]
