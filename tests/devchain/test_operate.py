@@ -29,12 +29,9 @@ from mesh.devchain.runtime import Block, Runtime
 from mesh.devchain.store import HistoryDiscarded
 from mesh.errors import ChainError, ConfigError
 
-from .signing import Signer
+from .serving import ALICE, BOB, CAROL, FUND, START
 from .test_runtime import events, free, planck_adds_up, transfer
 
-ALICE, BOB, CAROL = Signer("alice"), Signer("bob"), Signer("carol")
-START = 10**24
-FUND = {ALICE.hex: START, BOB.hex: START}
 RUNTIME = Runtime(epoch_length=20)  # binds the storage items to their pallets
 NODES = storage.MinSubnetNodes
 
