@@ -477,7 +477,8 @@ def found_subnet(machine: Machine, *, nodes: int = 4) -> None:
         machine.peers += 1
         args = {
             "subnet_id": subnet_id, "hotkey": free[place], "bootnode_peer_info": None,
-            "peer_info": {"peer_id": peer(1000 + machine.peers), "multiaddr": None}, "client_peer_info": None, "delegate_reward_rate": (place % 2) * 10**17,
+            "client_peer_info": None, "peer_info": {"peer_id": peer(1000 + machine.peers), "multiaddr": None},
+            "delegate_reward_rate": (place % 2) * 10**17,
             "stake_to_be_added": 200 * TENSOR, "unique": None, "non_unique": None, "max_burn_amount": 2**100,
             "delegate_account": {"account_id": machine.coldkeys[5], "rate": 10**17} if place == 3 else None,
         }  # fmt: skip

@@ -27,14 +27,12 @@ def live(seed: int, *, epochs: int, calls: int, names: set[str] | None = None) -
 def test_any_calls() -> None:
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
-    for seed in range(4):
+    for seed in range(3):
         machine = live(seed, epochs=30, calls=6)
         done += machine.done
         failed += Counter(name for name, _ in machine.failed.elements())
     tried = {call.name for call in CALLS}
     assert set(done) | set(failed) == tried
-    print(sorted(done.items()))
-    print(sorted(tried - set(done)))
     assert len(done) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
     assert done.total() > 0.4 * failed.total()
 
@@ -51,7 +49,6 @@ def test_fifty_epochs_of_joins_leaves_delegations_and_slashes() -> None:
     machine = live(7, epochs=50, calls=3, names=names)
     assert machine.best.number == 50 * machine.length
     minted, burned = booked(machine.state, "Minted"), booked(machine.state, "Burned")
-    print(minted, burned, machine.done)
     assert {
         "genesis",
         "treasury",
