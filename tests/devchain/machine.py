@@ -162,6 +162,7 @@ class Machine:
         self.done: Counter[str] = Counter()
         self.failed: Counter[tuple[str, str]] = Counter()
         self.refused = 0
+        self.calling = ""
         self.peers = 0
         assert sum(planck(self.state).values()) == booked(self.state, "Minted").total()
 
@@ -312,6 +313,7 @@ class Machine:
 
     def arguments(self, call: Call) -> dict[str, Any]:
         """Drawn by type and name, made to fit each other more often than chance would."""
+        self.calling = call.name
         args = {name: self.draw(kind, name) for name, kind in call.args}
         subnet_id, node_id = args.get("subnet_id"), args.get("subnet_node_id")
         if subnet_id is not None and node_id is not None and self.rng.random() < 0.9:
@@ -439,7 +441,7 @@ class Machine:
             value = 2**100
         elif name.endswith("node_id") or name == "id":
             value = rng.choice((0, 1, 1, 2, 3, 4, 5, 6, 2**32 - 1))
-        elif any(word in name for word in RATE_WORDS):
+        elif any(word in (self.calling if name == "value" else name) for word in RATE_WORDS):
             value = rng.choice(RATES)
         elif kind.size == 16:
             value = rng.choice((*AMOUNTS, *(rng.randrange(100, 900) * TENSOR for _ in AMOUNTS)))
