@@ -360,25 +360,6 @@ def test_delegate_stake_rules(registered: Chain) -> None:
     assert registered.get(s.SubnetNetFlow, SUBNET) == TENSOR - amount
 
 
-def test_a_first_depositor_cannot_steal_by_inflating_the_share_price(registered: Chain) -> None:
-    """The classic attack on share pools: deposit the least, make each share dear, let the victim round to nothing."""
-    thief, victim = COLDKEYS[0], COLDKEYS[2]
-    registered.call("add_to_delegate_stake", thief, subnet_id=SUBNET, stake_to_be_added=1000)
-    ctx = registered.ctx()
-    gift = TENSOR  # as if rewarded
-    ctx.mint(None, gift, "test")
-    ctx.put(s.TotalSubnetDelegateStakeBalance, SUBNET, value=1000 + gift)
-    ctx.put(s.TotalDelegateStake, value=1000 + gift)
-    registered.call("add_to_delegate_stake", victim, subnet_id=SUBNET, stake_to_be_added=TENSOR)
-    shares = registered.get(s.AccountSubnetDelegateStakeShares, victim, SUBNET)
-    worth = economics.shares_to_balance(
-        shares,
-        total_shares=registered.get(s.TotalSubnetDelegateStakeShares, SUBNET),
-        total_balance=registered.get(s.TotalSubnetDelegateStakeBalance, SUBNET),
-    )
-    assert worth > 999 * TENSOR // 1000
-
-
 # --- bootnodes and addresses -------------------------------------------------------------------------------------
 
 

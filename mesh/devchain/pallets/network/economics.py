@@ -303,8 +303,44 @@ def min_delegate_stake_multiplier(electable_nodes: int, *, min_nodes: int, max_n
     return ONE + percent_mul(ratio, max(max_multiplier - ONE, 0))
 
 
-# --- delegate pool
-# -----------------------------------------------------------------------------------------------
+# --- delegate pools
+# ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A delegate pool, of a subnet or of a node: its shares, dead ones too, and the planck they stand for.
+
+    A share's price is ``(balance + 1) / (shares + 10)``. Buying and selling round it up, never down, so no order
+    of them takes out more than was put in and given; a gift raises it for everybody.
+    """
+
+    shares: int
+    balance: int
+
+
+def buy_shares(pool: Pool, amount: int) -> tuple[Pool, int]:
+    """The pool after a deposit of ``amount`` planck, and the shares bought: 0 when it is worth less than one.
+
+    The first buyer of a pool without shares gets them 1:1 and pays for `MIN_LIQUIDITY` dead ones.
+    """
+    bought = balance_to_shares(amount, total_shares=pool.shares, total_balance=pool.balance)
+    dead = MIN_LIQUIDITY if pool.shares == 0 else 0
+    return Pool(pool.shares + dead + bought, pool.balance + amount), bought
+
+
+def sell_shares(pool: Pool, shares: int) -> tuple[Pool, int]:
+    """The pool after ``shares`` of it are sold, and the planck paid for them; a pool always has as much."""
+    amount = shares_to_balance(shares, total_shares=pool.shares, total_balance=pool.balance)
+    return Pool(pool.shares - shares, pool.balance - amount), amount
+
+
+def give_to_pool(pool: Pool, amount: int) -> Pool:
+    """The pool after a reward or a donation: the shares stay. An empty pool gets dead shares first."""
+    if amount == 0:
+        return pool
+    dead = MIN_LIQUIDITY if pool.balance == 0 or pool.shares == 0 else 0
+    return Pool(pool.shares + dead, pool.balance + amount)
 
 
 def balance_to_shares(balance: int, *, total_shares: int, total_balance: int) -> int:

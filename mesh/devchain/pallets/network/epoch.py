@@ -3,9 +3,11 @@
 | block mod L | what                                                            |
 | ----------- | --------------------------------------------------------------- |
 | 0           | subnets that broke the rules are removed                        |
-| 1           | overwatch rewards in the network; nothing here                  |
+| 1           | overwatchers' weights and rewards, once an overwatch epoch       |
 | 2           | emission weights of the epoch, and the treasury's part          |
 | 3 .. L-1    | the subnet whose slot it is: settle, elect, queue, fee average  |
+
+Then, in every block, swaps of delegate stake that have waited long enough.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ import hashlib
 from typing import Any
 
 from mesh.devchain.pallet import Context
-from mesh.devchain.pallets.network import economics, emergency, epochs, nodes, reputation, rewards
+from mesh.devchain.pallets.network import (
+    economics,
+    emergency,
+    epochs,
+    nodes,
+    overwatch,
+    reputation,
+    rewards,
+    swaps,
+)
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.delegate import min_delegate_stake
 from mesh.devchain.pallets.network.subnets import remove_subnet
@@ -28,12 +39,15 @@ def on_initialize(ctx: Context) -> None:
     epoch, place = divmod(ctx.block, length)
     if place == 0 and epoch >= 1:
         remove_unfit_subnets(ctx, epoch)
+    elif place == 1 and epochs.overwatch_epoch(ctx) >= 1 and epochs.overwatch_block(ctx) == 1:
+        overwatch.settle(ctx, epochs.overwatch_epoch(ctx) - 1)
     elif place == 2 and epoch >= 1:
         distribute_weights(ctx, epoch)
     elif place >= epochs.first_slot(ctx):
         subnet_id = ctx.get(s.SlotAssignment, place)
         if subnet_id is not None:
             run_slot(ctx, subnet_id, epoch)
+    swaps.run_queue(ctx)
 
 
 # --- slot block
@@ -164,9 +178,8 @@ def distribute_weights(ctx: Context, epoch: int) -> None:
 
 
 def _share(ctx: Context, subnet_id: int, flow: int) -> economics.SubnetShare:
-    overwatch_length = epochs.epoch_length(ctx) * max(ctx.get(s.OverwatchEpochLengthMultiplier), 1)
-    overwatch_epoch = max(ctx.block // overwatch_length - 1, 0)
-    given = ctx.get(s.OverwatchSubnetWeights, overwatch_epoch, subnet_id)
+    last = max(epochs.overwatch_epoch(ctx) - 1, 0)
+    given = ctx.get(s.OverwatchSubnetWeights, last, subnet_id)
     if given is not None:
         given = economics.percent_mul(given, ctx.get(s.OverwatchWeightFactor))
     return economics.SubnetShare(

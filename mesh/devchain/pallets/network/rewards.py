@@ -13,7 +13,9 @@ from typing import Any
 from mesh.devchain.pallet import Context
 from mesh.devchain.pallets.network import economics, emergency, epochs, nodes, reputation
 from mesh.devchain.pallets.network import storage as s
-from mesh.devchain.pallets.network.delegate import reward_account, reward_node_pool, reward_pool
+from mesh.devchain.pallets.network.delegate import reward_pool
+from mesh.devchain.pallets.network.delegate_account import reward_account
+from mesh.devchain.pallets.network.node_delegate import reward_node_pool
 from mesh.devchain.pallets.network.stake import add_to, change_stake
 
 
@@ -249,10 +251,14 @@ def _advance_included(ctx: Context, subnet_id: int, node_id: int, standing: int,
 
 
 def _pay_node(ctx: Context, subnet_id: int, node: dict[str, Any], reward: int, paid: _Paid) -> None:
-    """Mint a node's reward: its delegators' part, its delegate account's part, the rest into its stake."""
-    if not ctx.has(s.HotkeyOwner, node["hotkey"]):
-        return  # nobody could ever take it out
+    """Mint a node's reward: its delegators' part, its delegate account's part, the rest into its stake.
+
+    Rates are those of the snapshot; the hotkey is the one the node has now, which may have been changed since.
+    """
     node_id = node["id"]
+    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id) or node["hotkey"]
+    if not ctx.has(s.HotkeyOwner, hotkey):
+        return  # nobody could ever take it out
     rate = node["delegate_reward_rate"]
     if rate and ctx.get(s.TotalNodeDelegateStakeShares, subnet_id, node_id):
         part = economics.percent_mul(reward, rate)
@@ -267,5 +273,5 @@ def _pay_node(ctx: Context, subnet_id: int, node: dict[str, Any], reward: int, p
         paid.accounts.append((node_id, (account["account_id"], part)))
     if reward:
         ctx.mint(None, reward, "node_rewards")
-        change_stake(ctx, node["hotkey"], subnet_id, reward)
+        change_stake(ctx, hotkey, subnet_id, reward)
     paid.nodes.append((node_id, reward))
