@@ -106,6 +106,23 @@ def test_a_subnet_costs_what_the_price_says_and_not_more_than_the_owner_allows(r
     assert registered.get(s.LastRegistrationCost) == 2 * price
 
 
+def test_the_price_of_a_subnet_falls_with_the_root_of_the_time_left() -> None:
+    chain = Chain(genesis={"RegistrationCostDecayBlocks": 100})
+    chain.to_block(8)
+    chain.register_subnet()
+    last = chain.get(s.LastRegistrationCost)
+    chain.to_block(8 + 36)  # 64 of 100 blocks are left, and 0.64 ** 0.5 is 0.8
+    price = 10**17 + (last - 10**17) * 8 // 10
+    data = subnet_data(name=b"two", repo=b"two")
+    assert chain.error("register_subnet", OWNER, max_cost=price - 1000, subnet_data=data) == "CostGreaterThanMaxCost"
+    chain.call("register_subnet", OWNER, max_cost=price + 1000, subnet_data=data)
+    assert abs(chain.get(s.LastRegistrationCost) - 2 * price) <= 2000
+    chain.to_block(44 + 100)
+    data = subnet_data(name=b"three", repo=b"three")
+    assert chain.error("register_subnet", OWNER, max_cost=10**17 - 1, subnet_data=data) == "CostGreaterThanMaxCost"
+    chain.call("register_subnet", OWNER, max_cost=10**17, subnet_data=data)
+
+
 def test_an_epoch_has_no_more_subnets_than_slots() -> None:
     chain = Chain(epoch_length=5)
     chain.to_block(1)
@@ -487,8 +504,8 @@ def test_a_node_that_was_not_in_the_snapshot_cannot_attest(elected: Chain) -> No
 def test_a_paused_network_takes_no_call_and_does_nothing(elected: Chain) -> None:
     elected.ctx().put(s.TxPause, value=True)
     for name, call in elected.calls.items():
-        args = {each: kind.zero() for each, kind in call.args}
-        assert elected.error(name, COLDKEYS[0], **args) == "Paused"
+        for origin in (OWNER, COLDKEYS[0], HOTKEYS[0]):
+            assert elected.error(name, origin, **{arg: kind.zero() for arg, kind in call.args}) == "Paused", name
     elected.to_block(43)
     assert elected.names() == []
 

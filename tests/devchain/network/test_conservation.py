@@ -169,7 +169,17 @@ steps = st.one_of(
     a_call("register_overwatch_node", hotkey=fresh, stake_to_be_added=amounts),
     a_call("remove_overwatch_node", overwatch_node_id=watchers),
     a_call("remove_overwatch_stake", hotkey=hotkeys | fresh, stake_to_be_removed=amounts),
+    st.tuples(st.just("owner"), st.sampled_from(["pause", "emergency", "unpause", "revert", "dearer"])),
 )
+
+
+OWNERS_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pause": ("owner_pause_subnet", {}),
+    "emergency": ("owner_set_emergency_validator_set", {"subnet_node_ids": [1, 2, 3]}),
+    "unpause": ("owner_unpause_subnet", {}),
+    "revert": ("owner_revert_emergency_validator_set", {}),
+    "dearer": ("owner_update_min_max_stake", {"min": 250 * TENSOR, "max": 1000 * TENSOR}),
+}
 
 
 def attempt(chain: Chain, name: str, origin: bytes, **args: Any) -> None:
@@ -197,6 +207,10 @@ def run(chain: Chain, step: tuple[Any, ...]) -> None:
             hotkey = chain.get(s.SubnetNodeIdHotkey, SUBNET, node)
             if hotkey is not None:
                 attempt(chain, "attest", hotkey, subnet_id=SUBNET, attest_data=None)
+        return
+    if kind == "owner":
+        name, more = OWNERS_WAYS[given_[0]]
+        attempt(chain, name, OWNER, subnet_id=SUBNET, **more)
         return
     if kind == "watch":
         watch(chain, *given_)

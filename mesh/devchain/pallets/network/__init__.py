@@ -2,8 +2,8 @@
 
 Dialect W is the network's coldkey/hotkey model: a coldkey owns money and signs registrations and stakes, a
 hotkey signs proposals and attestations. Names, indices, argument and storage layouts are those of the
-network's metadata; rules and amounts are checked against a recorded epoch of it. What is not declared here is
-the council's.
+network's metadata; rules and amounts are checked against a recorded epoch of it. The council's calls (77 to
+162) are not declared: its settings are given at genesis.
 
 Where the recorded epoch is silent (penalties, queue, graduation, swaps, keys, overwatch) the rules follow the
 network's public sources, and may differ from a given release of it in detail. On purpose different:
@@ -12,6 +12,13 @@ network's public sources, and may differ from a given release of it in detail. O
 - A node that has left is not given a reputation again, and is paid for its last epoch only while its hotkey is owned.
 - A reward goes to the hotkey a node has when it is paid, not to the one it had when it was proposed.
 - Several proposed scores of one node become its lowest.
+- A subnet has a weight and elects only from its first epoch on. A paused one has none, except for the round that was
+  under way when it was paused; pause.py says what else a pause does and does not do.
+- Unpausing moves the waiting nodes of this subnet only, and in the queue as well as in their own data.
+- A paused subnet counts as active when it is removed.
+- An emergency set is in force from the subnet epoch after unpausing on, not while it is only chosen; a further pause
+  does not renew its time; it ends with fewer nodes than a subnet needs. Nobody is lifted, and no Idle node blamed,
+  meanwhile (emergency.py).
 - A hotkey is forgotten only when nothing at all is staked on it and it is no node of any kind.
 - Nobody hands over more shares than it has, nor to itself, and only its owner may change a waiting swap.
 - A swap whose target is gone, or too dear for one share, goes to the unbonding ledger, due at once, not into the
@@ -30,6 +37,7 @@ network's public sources, and may differ from a given release of it in detail. O
 | peers.py      | peer ids and multiaddrs                                     |
 | subnets.py, consensus.py | the calls about subnets and their consensus      |
 | nodes.py, node_settings.py, keys.py, identity.py | the calls about nodes and who they are |
+| owner.py, pause.py, emergency.py | the owner's calls                        |
 | stake.py      | node stake, and the ledger of what is unstaked              |
 | pools.py      | delegate pools in storage, a subnet's or a node's           |
 | delegate.py, node_delegate.py, swaps.py, delegate_account.py | the calls of who delegates |
@@ -50,6 +58,7 @@ from mesh.devchain.pallets.network import (
     consensus,
     delegate,
     delegate_account,
+    emergency,
     epoch,
     identity,
     info,
@@ -58,6 +67,8 @@ from mesh.devchain.pallets.network import (
     node_settings,
     nodes,
     overwatch,
+    owner,
+    pause,
     stake,
     storage,
     subnets,
@@ -97,7 +108,10 @@ _TO_NODE = ("to_subnet_node_id", u32)
 _OVERWATCHER = ("overwatch_node_id", u32)
 _HOTKEY = ("hotkey", account_id)
 
-CALLS: Final[tuple[Call, ...]] = (
+_CALLS: Final[tuple[Call, ...]] = (
+    *owner.CALLS,
+    *pause.CALLS,
+    *emergency.CALLS,
     Call(
         0,
         "register_subnet",
@@ -297,6 +311,8 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call(164, "remove_delegate_balance", (("amount_to_remove", u128),), delegate_account.remove_delegate_balance),
 )
+CALLS: Final = tuple(sorted(_CALLS, key=lambda call: call.index))
+"""All calls, by index."""
 
 
 def pallet(epoch_length: int, *, genesis: Mapping[str, Any] = storage.DEV_GENESIS) -> Pallet:

@@ -23,6 +23,7 @@ from typing import Final
 ONE: Final = 10**18
 """1.0 as a percentage."""
 
+U32_MAX: Final = 2**32 - 1
 U128_MAX: Final = 2**128 - 1
 
 MIN_LIQUIDITY: Final = 1000
@@ -123,6 +124,16 @@ def raise_reputation(reputation: int, factor: int) -> int:
 def lower_reputation(reputation: int, factor: int) -> int:
     """Reputation of a node or subnet after something bad: ``r * (1 - f)``, never below 0."""
     return max(reputation - percent_mul(reputation, min(factor, ONE)), 0)
+
+
+def epochs_to_removal(minimum: int, factor: int) -> int:
+    """Epochs, and one, until a full reputation that falls by ``factor`` each epoch is below ``minimum``."""
+    if factor >= ONE or minimum >= ONE:
+        return 1
+    step = math.log(1.0 - to_f64(factor))
+    if minimum <= 0 or step == 0.0:
+        return U32_MAX  # it never gets there
+    return min(math.ceil(math.log(to_f64(minimum)) / step) + 1, U32_MAX)
 
 
 def coldkey_reputation_step(score: int, ratio: int, *, minimum: int, factor: int) -> int:

@@ -351,6 +351,10 @@ def remove(ctx: Context, subnet_id: int, node_id: int) -> None:
     remove_election_slot(ctx, subnet_id, node_id)
     add_to(ctx, s.TotalActiveSubnetNodes, subnet_id, amount=-1)
     add_to(ctx, s.TotalActiveNodes, amount=-1)
+    emergency = ctx.get(s.EmergencySubnetNodeElectionData, subnet_id)
+    if emergency is not None and node_id in emergency["subnet_node_ids"]:
+        emergency["subnet_node_ids"].remove(node_id)
+        ctx.put(s.EmergencySubnetNodeElectionData, subnet_id, value=emergency)
 
 
 # --- changing addresses

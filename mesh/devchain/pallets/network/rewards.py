@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.devchain.pallet import Context
-from mesh.devchain.pallets.network import economics, epochs, nodes, reputation
+from mesh.devchain.pallets.network import economics, emergency, epochs, nodes, reputation
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.delegate import reward_pool
 from mesh.devchain.pallets.network.delegate_account import reward_account
@@ -26,7 +26,12 @@ def settle(ctx: Context, subnet_id: int, *, subnet_epoch: int, emission: int, we
     if submission is None:
         _punish_absence(ctx, subnet_id, subnet_epoch - 1)
         return
-    electable = sum(nodes.has_class(n, "Validator", subnet_epoch - 1) for n in submission["subnet_nodes"])
+    chosen = emergency.in_force(ctx, subnet_id, subnet_epoch - 1)
+    if chosen is None:
+        electable = sum(nodes.has_class(n, "Validator", subnet_epoch - 1) for n in submission["subnet_nodes"])
+    else:
+        electable = len(chosen)
+        emergency.count_round(ctx, subnet_id)
     ratio = economics.attestation_ratio(len(submission["attests"]), electable)
     if ratio < ctx.get(s.MinAttestationPercentage):
         _punish_rejection(ctx, subnet_id, submission, ratio)
@@ -59,6 +64,7 @@ def settle(ctx: Context, subnet_id: int, *, subnet_epoch: int, emission: int, we
             score_sum=score_sum,
             pool=pools.nodes,
             epoch=subnet_epoch,
+            chosen=chosen,
             paid=paid,
         )
     reward_pool(ctx, subnet_id, pools.delegators)
@@ -177,10 +183,13 @@ def _settle_node(
     score_sum: int,
     pool: int,
     epoch: int,
+    chosen: list[int] | None,
     paid: _Paid,
 ) -> None:
-    """Reputation, class and reward of one node of the snapshot. One that has left meanwhile is paid, nothing
-    else."""
+    """Reputation, class and reward of one node of the snapshot. One that has left meanwhile is paid, nothing else.
+
+    With an emergency set in force (``chosen``) nobody climbs, and only its nodes are blamed for not attesting.
+    """
     node_id = node["id"]
     here = ctx.has(s.SubnetNodesData, subnet_id, node_id)
     floor = ctx.get(s.MinSubnetNodeReputation, subnet_id)
@@ -189,7 +198,7 @@ def _settle_node(
         return
     node_class = node["classification"]["node_class"]
     if node_class == "Idle":
-        if here:
+        if here and chosen is None:
             idle = add_to(ctx, s.SubnetNodeIdleConsecutiveEpochs, subnet_id, node_id, amount=1)
             if idle >= ctx.get(s.IdleClassificationEpochs, subnet_id):
                 nodes.graduate(ctx, subnet_id, node_id, start_epoch=epoch)
@@ -207,7 +216,7 @@ def _settle_node(
         factor = ctx.get(s.IncludedIncreaseReputationFactor, subnet_id)
         standing = reputation.raise_node(ctx, subnet_id, node_id, factor)
     if node_class == "Included":
-        if here:
+        if here and chosen is None:
             _advance_included(ctx, subnet_id, node_id, standing, epoch=epoch)
         return
     if here and economics.percent_div(score, score_sum) < ctx.get(
@@ -216,7 +225,8 @@ def _settle_node(
         factor = ctx.get(s.BelowMinWeightDecreaseReputationFactor, subnet_id)
         standing = reputation.lower_node(ctx, subnet_id, node_id, factor)
     attest = submission["attests"].get(node_id)
-    if attest is None and here and ratio >= ctx.get(s.SuperMajorityAttestationRatio):
+    asked = chosen is None or node_id in chosen
+    if attest is None and asked and here and ratio >= ctx.get(s.SuperMajorityAttestationRatio):
         factor = ctx.get(s.NonAttestorDecreaseReputationFactor, subnet_id)
         standing = reputation.lower_node(ctx, subnet_id, node_id, factor)
     if standing < floor:
