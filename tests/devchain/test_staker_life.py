@@ -1,4 +1,4 @@
-"""A staker's, a node's and an overwatcher's life in signed extrinsics: the client's calls on the dev chain's runtime."""
+"""A staker's, a node's and an overwatcher's life in signed extrinsics: the client's calls, the dev chain's runtime."""
 
 from __future__ import annotations
 
