@@ -89,7 +89,7 @@ def set_initial_coldkeys(subnet_id: int, coldkeys: Mapping[bytes, int]) -> Call:
 
 def remove_initial_coldkeys(subnet_id: int, coldkeys: Iterable[bytes]) -> Call:
     """Take accounts off that list."""
-    return Call("owner_remove_initial_coldkeys", {"subnet_id": subnet_id, "coldkeys": sorted(set(coldkeys))})
+    return Call("owner_remove_initial_coldkeys", {"subnet_id": subnet_id, "coldkeys": tuple(sorted(set(coldkeys)))})
 
 
 def set_emergency_validators(subnet_id: int, node_ids: Sequence[int]) -> Call:
@@ -129,7 +129,7 @@ def update_bootnodes(subnet_id: int, *, add: Sequence[PeerInfo] = (), remove: It
         {
             "subnet_id": subnet_id,
             "add": {peer_id_bytes(peer.peer_id): multiaddr_bytes(peer) for peer in add},
-            "remove": sorted(peer_id_bytes(peer) for peer in set(remove)),
+            "remove": tuple(sorted(peer_id_bytes(peer) for peer in set(remove))),
         },
     )
 
@@ -217,11 +217,15 @@ IDENTITY_FIELDS: Final = (
 )
 
 
+NOTHING: Final = "-"
+"""What a field says that has nothing to say: the pallet refuses empty ones."""
+
+
 def set_identity(hotkey: bytes, fields: Mapping[str, str]) -> Call:
     """Say who a coldkey is; `hotkey` is one of its own. Raises CallRefused for an unknown field."""
     if unknown := set(fields) - set(IDENTITY_FIELDS):
         raise CallRefused(f"an identity has no field {', '.join(sorted(unknown))}")
-    texts = {name: fields.get(name, "").encode() for name in IDENTITY_FIELDS}
+    texts = {name: (fields.get(name) or NOTHING).encode() for name in IDENTITY_FIELDS}
     return Call("register_or_update_identity", {"hotkey": hotkey, **texts})
 
 

@@ -123,11 +123,18 @@ async def portfolio(chain: Chain, account: bytes) -> Portfolio:
     )
 
 
+async def hotkeys_of(chain: Chain, coldkey: bytes, *, at: bytes | None = None) -> tuple[bytes, ...]:
+    """Hotkeys that a coldkey owns, ascending."""
+    owned = await chain.storage("Network", "ColdkeyHotkeys", coldkey, at=at)
+    if not isinstance(owned, tuple | list):
+        raise ChainError("the chain's ColdkeyHotkeys is no set of accounts")
+    return tuple(sorted(_bytes(each) for each in owned))
+
+
 async def stakes_of(chain: Chain, coldkey: bytes, *, at: bytes | None = None) -> tuple[NodeStake, ...]:
     """Stakes of all hotkeys of a coldkey, by subnet and hotkey; those of hotkeys without stake are left out."""
-    hotkeys = await chain.storage("Network", "ColdkeyHotkeys", coldkey, at=at)
     found: list[NodeStake] = []
-    for hotkey in sorted(_accounts(hotkeys)):
+    for hotkey in await hotkeys_of(chain, coldkey, at=at):
         for (_, subnet_id), stake in await chain.storage_map("Network", "AccountSubnetStake", hotkey, at=at):
             if not _int(stake):
                 continue
@@ -204,7 +211,7 @@ async def swap_queue(chain: Chain, *, at: bytes | None = None) -> tuple[QueuedSw
 async def overwatch_of(chain: Chain, coldkey: bytes, *, at: bytes | None = None) -> tuple[OverwatchStanding, ...]:
     """Overwatch nodes of a coldkey's hotkeys, with stakes that outlived their node under id 0."""
     found: list[OverwatchStanding] = []
-    for hotkey in sorted(_accounts(await chain.storage("Network", "ColdkeyHotkeys", coldkey, at=at))):
+    for hotkey in await hotkeys_of(chain, coldkey, at=at):
         node_id = await chain.storage("Network", "HotkeyOverwatchNodeId", hotkey, at=at)
         stake = _int(await chain.storage("Network", "AccountOverwatchStake", hotkey, at=at))
         if node_id is not None or stake:
@@ -250,9 +257,3 @@ def _bytes(value: object) -> bytes:
     if not isinstance(value, bytes):
         raise ChainError(f"expected bytes from the chain, got {value!r}")
     return value
-
-
-def _accounts(value: object) -> list[bytes]:
-    if not isinstance(value, list | tuple | set | frozenset):
-        raise ChainError(f"expected accounts from the chain, got {value!r}")
-    return [_bytes(each) for each in value]

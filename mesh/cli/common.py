@@ -108,6 +108,37 @@ HINTS = {
     "MaxBurnAmountExceeded": "registering burns more right now: wait, or raise --max_burn_amount",
     "TxRateLimitExceeded": "too soon after the last transaction: wait a block",
     "Paused": "the chain takes no calls at the moment",
+    "NotKeyOwner": "only the coldkey that owns the hotkey may do this",
+    "InvalidSubnetId": "there is no such subnet: see `mesh subnet list`",
+    "InvalidSubnetNodeId": "there is no such node: see `mesh node list`",
+    "SubnetMustBeActive": "the subnet is not active",
+    "SubnetMustBePaused": "the subnet is not paused",
+    "SubnetIsPaused": "the subnet is paused",
+    "SubnetMustBeRegistering": "only before the subnet is activated",
+    "SubnetPauseCooldownActive": "the last pause was too short a time ago",
+    "MinSubnetRegistrationEpochsNotMet": "the subnet was registered too short a time ago: wait some epochs",
+    "ElectedValidatorCannotUnstake": "the node is elected for this epoch: try again in the next",
+    "ElectedValidatorCannotRemove": "the node is elected for this epoch: try again in the next",
+    "MinActiveNodeStakeEpochs": "the node has not been active for long enough to unstake",
+    "NotEnoughStakeToWithdraw": "there is not so much: see `mesh stake list` and `mesh delegate list`",
+    "NoStakeUnbondingsOrCooldownNotMet": "nothing has cooled down yet: see `mesh stake list`",
+    "MaxUnlockingsReached": "too many withdrawals are cooling down: claim some first with `mesh stake claim`",
+    "MinDelegateStakeDepositNotReached": "delegate more",
+    "MustUnstakeToRegister": "the hotkey still has stake from before: `mesh stake remove --all` first",
+    "SurpassesMaxRewardRateDecrease": "the share may fall only a little at a time",
+    "MaxRewardRateUpdates": "the share was changed too short a time ago",
+    "DelegateStakePercentageUpdateTooSoon": "the share was changed too short a time ago",
+    "DelegateStakePercentageAbsDiffTooLarge": "the share may change only a little at a time",
+    "NotCommitPeriod": "this part of the overwatch epoch is for reveals: see `mesh overwatch show`",
+    "NotRevealPeriod": "this part of the overwatch epoch is for commits: see `mesh overwatch show`",
+    "ColdkeyNotOverwatchQualified": "the coldkey's nodes are too few, too young or too little trusted for overwatch",
+    "OverwatchEpochIsZero": "overwatch begins with the second overwatch epoch",
+    "SwapCallNotFound": "the swap was carried out already: see `mesh delegate list`",
+    "IdentityTaken": "another coldkey has this name: choose another --name",
+    "TooManyBootnodes": "remove some bootnodes first",
+    "InvalidAccess": "only the owner and the accounts it allowed may change bootnodes",
+    "NoPendingSubnetOwner": "the subnet was not offered to anybody",
+    "NotPendingSubnetOwner": "the subnet was offered to another account",
 }
 """What a staker can do about a pallet error."""
 
@@ -282,13 +313,14 @@ async def open_chain(
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
+_MAX_AMOUNT_CHARS = 80
 _UNITS = {"": 18, "tensor": 18, "planck": 0}
 
 
 def planck(text: str, *, name: str) -> int:
     """An amount as typed, in planck, exactly: `100`, `100.5 TENSOR`, `100500000000000000000 planck`. A number without
     a unit is TENSOR. Raises ConfigError."""
-    found = _AMOUNT.fullmatch(text.strip())
+    found = _AMOUNT.fullmatch(text.strip()) if len(text) <= _MAX_AMOUNT_CHARS else None
     if found is None or found["unit"].lower() not in _UNITS:
         raise ConfigError(f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck")
     digits = _UNITS[found["unit"].lower()]
@@ -301,9 +333,7 @@ def planck(text: str, *, name: str) -> int:
     return amount
 
 
-_AMOUNT = re.compile(
-    r"(?P<whole>[0-9](?:[0-9_]{0,58}[0-9])?)(?:\.(?P<fraction>[0-9]{1,60}))?\s*(?P<unit>[A-Za-z]*)", re.ASCII
-)
+_AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
 def tensor(amount_planck: int) -> str:
@@ -318,10 +348,15 @@ def share(text: str, *, name: str) -> int:
     from mesh.chain.types import ONE
 
     try:
-        with localcontext(prec=100):  # the usual 28 digits would round what has too many decimals
-            value = Decimal(text[:80].removesuffix("%")) * (ONE // 100 if text.endswith("%") else ONE)
+        with localcontext(prec=_MAX_AMOUNT_CHARS + 20):  # the usual 28 digits would round what has too many decimals
+            value = Decimal(text.removesuffix("%")) * (ONE // 100 if text.endswith("%") else ONE)
     except InvalidOperation as error:
         raise ConfigError(f"--{name}: {text!r} is no number") from error
-    if not value.is_finite() or not 0 <= value <= ONE or value != value.to_integral_value():
+    if (
+        len(text) > _MAX_AMOUNT_CHARS
+        or not value.is_finite()
+        or not 0 <= value <= ONE
+        or value != value.to_integral_value()
+    ):
         raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
     return int(value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mesh.chain import calls
+from mesh.chain.portfolio import hotkeys_of
 from mesh.cli.acting import ActOptions, Plan, Step, act
 from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
 from mesh.errors import CallRefused
@@ -61,9 +62,8 @@ def set_identity(
     }
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        owned = await chain.storage("Network", "ColdkeyHotkeys", signer.account_id)
-        hotkeys = [each for each in owned if isinstance(each, bytes)] if isinstance(owned, list) else []
-        chosen = [each for each in hotkeys if hotkey is None or each == parse_address(hotkey)]
+        owned = await hotkeys_of(chain, signer.account_id)
+        chosen = [each for each in owned if hotkey is None or each == parse_address(hotkey)]
         if not chosen:
             raise CallRefused(f"{signer.address} has no such hotkey on this chain: register a node first")
         return Plan((Step(f"say that {signer.address} is {name!r}", calls.set_identity(chosen[0], fields)),))
@@ -101,7 +101,7 @@ def show(
         texts = {
             name: printable(value.decode(errors="replace"), 1024)
             for name, value in (stored.items() if isinstance(stored, Mapping) else ())
-            if isinstance(value, bytes) and value
+            if isinstance(value, bytes) and value not in (b"", calls.NOTHING.encode())
         }
         if json:
             print(jsonlib.dumps({"address": checksum_address(account), **texts}))

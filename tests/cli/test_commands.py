@@ -75,7 +75,15 @@ def test_keygen_makes_three_identities_once(run: Run) -> None:
         (("dht", "bootnode", "--host_maddrs", "/ip4/1.2.3.4/udp/1/quic", "--no_blockchain_rpc"), "TCP address"),
         (("dht", "bootnode", "--host_maddrs", "nonsense", "--no_blockchain_rpc"), "multiaddr"),
         (("dht", "bootnode", "--initial_peers", "/ip4/1.2.3.4/tcp/1", "--no_blockchain_rpc"), "/p2p/"),
-        (("register-node", "--subnet_id", "1"), "coldkey"),
+        (("register-node", "--subnet_id", "1"), "--keys-dir"),
+        (("transfer", "--to", f"0x{'11' * 20}", "--amount", "1"), "coldkey"),
+        (("transfer", "--to", f"0x{'11' * 20}", "--amount", "0.1234567890123456789"), "18 decimals"),
+        (("transfer", "--to", "0xf24FF3a9CF04c71Dbc94D0b566f7A27B94566caC", "--amount", "1"), "checksum"),
+        (("stake", "remove", "--subnet-id", "1"), "--all"),
+        (("delegate", "remove", "--subnet-id", "1", "--all", "--shares", "3"), "one of"),
+        (("subnet", "transfer", "--subnet-id", "1"), "--accept"),
+        (("overwatch", "commit", "--node-id", "1", "--weights", "half"), "SUBNET=SHARE"),
+        (("transfer", "--to", f"0x{'11' * 20}", "--amount", "1", "--json"), "--yes"),
         (("demo", "--nodes", "2"), "5 to 16"),
         (("chain", "--fund", "0x12"), "ADDRESS=TENSOR"),
         (("chain", "--block-time", "manual"), "--dev-rpc"),
@@ -171,3 +179,10 @@ def test_the_one_cause_comes_out_of_nested_groups() -> None:
     wanted = DialFailed("x")
     group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [wanted])])
     assert single_cause(group) is wanted
+
+
+def test_every_hint_is_about_an_error_of_the_pallet() -> None:
+    from mesh.cli.common import HINTS
+    from mesh.devchain.pallets.network.errors import ERRORS
+
+    assert set(HINTS) <= set(ERRORS)
