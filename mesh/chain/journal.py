@@ -135,8 +135,9 @@ class Journal:
         return tuple(self._done.values())
 
     def open(self, entry: Entry) -> None:
-        """Write an entry; on return it is on disk and its bytes may be sent."""
+        """Write an entry; on return it is on disk and its bytes may be sent. One that was closed is open again."""
         self._append(_entry_line(entry))
+        self._done.pop(entry.extrinsic_hash, None)
         self._pending[entry.extrinsic_hash] = entry
 
     def close(self, entry: Entry, fate: Fate, *, delivery: Delivery, block: int = -1, teller: int = 0) -> None:
@@ -238,6 +239,7 @@ class Journal:
             if entry.account != self._account:
                 raise ValueError("the entry is another account's")
             self._pending[digest] = entry
+            self._done.pop(digest, None)
             return
         entry_or_done = self._pending.pop(digest, None) or self._done[digest].entry
         fate, delivery = Fate(str(step["fate"])), Delivery(str(step["delivery"]))

@@ -24,7 +24,7 @@ import trio
 
 from mesh.chain import runtime, session
 from mesh.chain.connection import Connection
-from mesh.chain.journal import Delivery, Done, Entry, Fate, Journal
+from mesh.chain.journal import Delivery, Entry, Fate, Journal
 from mesh.chain.runtime import Era, SigningContext
 from mesh.chain.session import METHOD_NOT_FOUND, Found, RpcRefused, Session
 from mesh.chain.subscription import subscribe
@@ -137,10 +137,10 @@ class Submitter:
                     pending = [e for e in journal.pending if e.extrinsic_hash not in state.live]
                     entry = next((e for e in pending if e.purpose == intent.purpose), None)
                     if entry is None:
-                        done = await self._unheard(intent, journal, state)
-                        if done is not None:
-                            log.info("%s of 0x%s was already in block %d", intent.call, account.hex(), done.block)
-                            return await self._receipt_of(done)
+                        told, entry = await self._unheard(intent, journal, state)
+                        if told is not None:
+                            return told
+                    if entry is None:
                         entry = await self._sign(intent, signer, journal, state)
                     else:
                         watch.attempts = 1  # an earlier run may have sent it
@@ -206,20 +206,28 @@ class Submitter:
                 state.journal = None
                 journal.release()
 
-    async def _unheard(self, intent: Intent, journal: Journal, state: _Account) -> Done | None:
-        """An inclusion of the same call that its caller may not have heard of; from now on it has."""
+    async def _unheard(self, intent: Intent, journal: Journal, state: _Account) -> tuple[Receipt | None, Entry | None]:
+        """What became of the same call that its caller may not have heard of: its receipt; or, when the block that had
+        it was retracted, the entry, open again. Raises ExtrinsicFailed as its caller would have heard it."""
         if not journal.unheard(intent.purpose, head=0):
-            return None
+            return None, None
         head = (await self._connection.ask(session.head)).number
         for done in journal.unheard(intent.purpose, head=head):
-            digest = done.entry.extrinsic_hash
-            if digest in state.told:  # we told it: this is the next intent
-                await trio.to_thread.run_sync(_deliver, journal, (digest,))
-                state.told.discard(digest)
-            else:
-                state.told.add(digest)
-                return done
-        return None
+            entry = done.entry
+            if entry.extrinsic_hash in state.told:  # we told it: this is the next intent
+                await trio.to_thread.run_sync(_deliver, journal, (entry.extrinsic_hash,))
+                state.told.discard(entry.extrinsic_hash)
+                continue
+            fate = await self._look(entry)
+            if fate.found.block is not None:
+                log.info("%s of 0x%s was already in block %d", intent.call, entry.account.hex(), done.block)
+                state.told.add(entry.extrinsic_hash)
+                return await self._receipt(entry, fate.found.block, fate.found.index), None
+            if fate.dead is None:
+                await trio.to_thread.run_sync(journal.open, entry)
+                return None, entry
+            await self._close(journal, entry, Fate.DEAD, Delivery.DELIVERED)
+        return None, None
 
     async def _settle(self, journal: Journal, state: _Account) -> None:
         """Give every entry nobody waits for its fate, or send its identical bytes again."""
@@ -441,12 +449,6 @@ class Submitter:
             lambda s: runtime.outcome(s.metadata, session.events(s, block.hash), index)
         )
         return Receipt(entry.extrinsic_hash, block, fee, events)
-
-    async def _receipt_of(self, done: Done) -> Receipt:
-        found = (await self._look(done.entry)).found
-        if found.block is None:
-            raise ExtrinsicLost(f"{done.entry.call}: block {done.block}, which had it, is retracted")
-        return await self._receipt(done.entry, found.block, found.index)
 
 
 def era_for(best: BlockRef, final: BlockRef, *, period: int, until: int | None) -> Era:

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio_websocket import WebSocketConnection
 
-from mesh.chain.journal import Journal
+from mesh.chain.journal import Delivery, Fate, Journal
 from mesh.chain.runtime import blake2
 from mesh.chain.submitting import MAX_STATUSES, Intent, era_for
 from mesh.chain.substrate import SubstrateChain
@@ -257,6 +257,25 @@ async def test_an_extrinsic_whose_nonce_another_used_is_lost_once_that_is_final(
             await until(lambda: bool(errors))
             nursery.cancel_scope.cancel()
         assert on_chain(node) == 1
+
+
+@pytest.mark.parametrize("era", ["open", "over"])
+async def test_what_was_in_a_block_that_is_gone_happens_all_the_same(tmp_path: Path, era: str) -> None:
+    """Its journal says that it was included, the chain has it no more, and its caller did not hear of it."""
+    async with scripted(tmp_path, submit_timeout_s=0.2, era_blocks=4) as (node, chain):
+        with pytest.raises(ChainUnavailable):
+            await remark(chain)
+        journal = Journal.open_locked(tmp_path / "journal", genesis=chain.genesis, account=OWN.account_id)
+        assert journal is not None
+        journal.close(journal.pending[0], Fate.INCLUDED, delivery=Delivery.WAITING, block=1)
+        journal.release()
+        first = node.sent[-1]
+        node.scenes.append([node.include])
+        if era == "over":
+            node.blocks(5)
+        receipt = await remark(chain)
+        assert (receipt.extrinsic_hash == blake2(first)) == (era == "open")
+        assert (pending(tmp_path, node), on_chain(node)) == ([], 1)
 
 
 async def test_an_era_counts_as_over_only_in_final_blocks(tmp_path: Path) -> None:
