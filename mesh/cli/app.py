@@ -109,7 +109,7 @@ def build() -> App:
     """The whole app."""
     app = _app("mesh", "Decentralized AI networks: run nodes, stake for them, use what they serve.")
     app.command("mesh.cli.server:serve", name="server", help="Run a node of a subnet.")
-    app.command("mesh.cli.chain:chain", name="chain", help="Run the embedded development chain.")
+    app.command(_chain("chain"))
     app.command("mesh.cli.keys:keygen", name="keygen", help="Make the keys of a node.")
     app.command("mesh.cli.keys:keyview", name="keyview", help="Show who a key file is.")
     app.command("mesh.cli.register:register_subnet", name="register-subnet", help="Register a subnet.")
@@ -158,6 +158,22 @@ def build() -> App:
     return app
 
 
+def _chain(name: str) -> App:
+    """`mesh chain` and `mesh-chain`: without a command they run the chain."""
+    from mesh.cli.chain import run
+
+    chain = _app(name, "The embedded development chain: run it, change it while it runs.")
+    chain.default(run)
+    chain.command("mesh.cli.chain:run", name="run", help="Run a chain of one machine, for development and tests.")
+    dev = _app("dev", "Change a running chain that was started with --dev-rpc.")
+    dev.command("mesh.cli.chain:new_block", name="new-block", help="Make blocks now.")
+    dev.command("mesh.cli.chain:set_storage", name="set-storage", help="Set a storage entry.")
+    dev.command("mesh.cli.chain:snapshot", name="snapshot", help="Write the chain as it is to a file.")
+    dev.command("mesh.cli.chain:restore", name="restore", help="Go to the block and state of a snapshot.")
+    chain.command(dev)
+    return chain
+
+
 def main() -> None:
     """`mesh`."""
     run_app(build())
@@ -191,9 +207,7 @@ def mesh_dht() -> None:
 
 def mesh_chain() -> None:
     """`mesh-chain`."""
-    from mesh.cli.chain import chain
-
-    _single("mesh-chain", lambda: chain)
+    run_app(_chain("mesh-chain"))
 
 
 def keygen() -> None:

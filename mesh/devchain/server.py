@@ -31,9 +31,10 @@ from mesh.devchain.chain import DevChain, DevChainConfig, parse_address
 from mesh.devchain.extrinsic import Refused, blake2_256
 from mesh.devchain.overlay import ReadState
 from mesh.devchain.pallets import RUNTIME_VERSION, system
+from mesh.devchain.plain import from_plain
 from mesh.devchain.runtime import ZERO_HASH, Block
 from mesh.devchain.store import HistoryDiscarded
-from mesh.errors import ListenFailed, MeshError
+from mesh.errors import ChainError, ConfigError, ListenFailed, MeshError
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,13 @@ PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
 UNKNOWN_BLOCK = 4003
 TOO_MANY_SUBSCRIPTIONS = -32006
+
+
+DEV_METHODS = frozenset({"dev_newBlock", "dev_setStorage", "dev_snapshot", "dev_restore"})
+"""Answered with `dev_rpc` only: whoever can connect may then change everything."""
 
 
 class RpcRefusal(MeshError):
@@ -224,10 +230,19 @@ class Connection:
             reply["error"] = {"code": error.code, "message": error.title, "data": error.data}
         except HistoryDiscarded as error:
             reply["error"] = {"code": UNKNOWN_BLOCK, "message": f"Client error: UnknownBlock: {error}"}
+        except ConfigError as error:
+            reply["error"] = {"code": INVALID_PARAMS, "message": f"Invalid params: {error}"}
+        except ChainError as error:
+            reply["error"] = {"code": INTERNAL_ERROR, "message": f"Internal error: {error}"}
         return reply
 
     async def _call(self, name: str, params: Any) -> Any:
         method = self._methods.get(name)
+        if method is None and name in DEV_METHODS:
+            raise RpcRefusal(
+                METHOD_NOT_FOUND,
+                f"Method not found: {name} is for a chain started with --dev-rpc; start it again with that flag",
+            )
         if method is None:
             raise RpcRefusal(METHOD_NOT_FOUND, "Method not found")
         if params is None:
@@ -306,6 +321,9 @@ class Connection:
             table[name] = (self._unsubscribe, 1, 1)
         if self.chain.config.dev_rpc:
             table["dev_newBlock"] = (self._new_block, 0, 1)
+            table["dev_setStorage"] = (self._set_storage, 1, 1)
+            table["dev_snapshot"] = (lambda: _hex(self.chain.snapshot()), 0, 0)
+            table["dev_restore"] = (lambda raw: _hex(self.chain.restore(_unhex(raw)).hash), 1, 1)
         return table
 
     # chain and system
@@ -515,6 +533,42 @@ class Connection:
             self.chain.new_block()
             await trio.lowlevel.checkpoint()  # the notifications of this block go out before the next one
         return _hex(self.chain.best.hash)
+
+    def _set_storage(self, wanted: Any) -> str:
+        """Raw entries [[key, value or null], ...], or by name {pallet: {item: value, map: [[keys, value], ...]}}."""
+        entries: dict[bytes, bytes | None] = {}
+        if isinstance(wanted, list):
+            for pair in wanted:
+                if not isinstance(pair, list) or len(pair) != 2:
+                    raise RpcRefusal(INVALID_PARAMS, "Invalid params: pairs of a key and a value or null are wanted")
+                entries[_unhex(pair[0])] = None if pair[1] is None else _unhex(pair[1])
+        elif isinstance(wanted, dict):
+            for pallet, items in wanted.items():
+                if not isinstance(items, dict):
+                    raise RpcRefusal(INVALID_PARAMS, f"Invalid params: the items of {pallet!r:.60} are an object")
+                for name, value in items.items():
+                    entries |= self._named_entries(pallet, name, value)
+        if not 0 < len(entries) <= self.limits.max_keys:
+            raise RpcRefusal(INVALID_PARAMS, f"Invalid params: 1 to {self.limits.max_keys} entries are wanted")
+        return _hex(self.chain.set_storage(entries).hash)
+
+    def _named_entries(self, pallet: str, name: str, value: Any) -> dict[bytes, bytes | None]:
+        owner = self.chain.runtime.pallets.get(pallet)
+        item = next((each for each in owner.storage if each.name == name), None) if owner else None
+        if item is None:
+            raise RpcRefusal(INVALID_PARAMS, f"Invalid params: there is no storage item {f'{pallet}.{name}'!r:.100}")
+        pairs = value if item.hashed_keys else [[[], value]]
+        if not isinstance(pairs, list) or not all(isinstance(each, list) and len(each) == 2 for each in pairs):
+            raise RpcRefusal(
+                INVALID_PARAMS, f"Invalid params: {name} is a map: a list of [[key, ...], value] is wanted"
+            )
+        kinds = s.TupleOf(tuple(kind for _, kind in item.hashed_keys))
+        return {
+            item.key(*from_plain(kinds, keys)): None
+            if given is None
+            else item.value.encode(from_plain(item.value, given))
+            for keys, given in pairs
+        }
 
     # subscriptions
 
