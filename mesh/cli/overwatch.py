@@ -86,17 +86,15 @@ def register(
             f"register an overwatch node with the hotkey {checksum_address(account)} and {tensor_text(amount_planck)}"
         )
         step = Step(does, calls.register_overwatch(account, amount_planck=amount_planck), amount_planck)
-        return Plan((step,), () if warning is None else (warning,), after=_registered)
+        return Plan((step,), () if warning is None else (warning,), after=partial(_registered, hotkey=account))
 
     act(options, plan)
 
 
-async def _registered(chain: SubstrateChain, receipts: Sequence[Receipt]) -> Outcome:
-    for event in receipts[-1].events:
-        if "overwatch_node_id" in event.fields:
-            node_id = event.fields["overwatch_node_id"]
-            return Outcome((f"overwatch node {node_id} is registered",), {"overwatch_node_id": node_id})
-    return Outcome()
+async def _registered(chain: SubstrateChain, receipts: Sequence[Receipt], *, hotkey: bytes) -> Outcome:
+    """No event tells the id: it is read from the state after the registration."""
+    node_id = await chain.storage("Network", "HotkeyOverwatchNodeId", hotkey, at=receipts[-1].block.hash)
+    return Outcome((f"overwatch node {node_id} is registered",), {"overwatch_node_id": node_id})
 
 
 def commit(
