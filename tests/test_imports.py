@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("mesh/protobuf.py", "mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py",
+PURE = ("mesh/protobuf.py", "mesh/keystore.py", "mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py",
         "mesh/gossip/cache.py",
         "mesh/gossip/score.py", "mesh/gossip/outbox.py", "mesh/auth/request.py",
         "mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py", "mesh/rpc/standing.py",
@@ -34,7 +34,7 @@ ONLY_IN = {
 
 LAYERS = (
     {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace", "protobuf",
-     "offload"},
+     "offload", "keystore"},
     {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "rpc.flow", "rpc.standing",
      "rpc.adapters", "rpc.codec", "chain.types", "chain.windows",
      "gossip.wire", "gossip.rules", "gossip.router", "gossip.cache", "gossip.score", "gossip.outbox",

@@ -21,7 +21,7 @@ import trio
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from mesh.config import DEFAULT_CHAIN_URL
+from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES
 from mesh.errors import (
     ConfigError,
     ExtrinsicFailed,
@@ -31,13 +31,11 @@ from mesh.errors import (
     RemoteFailure,
     WorkerError,
 )
-from mesh.identity import AccountKey, load_account_key
+from mesh.identity import AccountKey
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
-
-SECRET_VARIABLES = ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE")
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -217,7 +215,7 @@ class ColdkeyOptions:
     """Which coldkey signs. Secrets on the command line are visible to others: local chains only."""
 
     coldkey_file: Path | None = None
-    "File with the coldkey (hexadecimal or BIP39 phrase, mode 0600). Otherwise MESH_COLDKEY or PHRASE is read."
+    "File with the coldkey (mode 0600), or its name in the key store (`mesh keys`). Otherwise MESH_COLDKEY or PHRASE."
     private_key: str | None = None
     "Coldkey in hexadecimal; accepted on a local chain only."
     phrase: str | None = None
@@ -235,11 +233,16 @@ class ColdkeyOptions:
 
 
 def account_key(file: Path | None, variables: Sequence[str], text: str | None, *, name: str) -> AccountKey:
-    """From argv text, a file, or the first environment variable that is set, in this order."""
+    """From argv text, a file, or the first environment variable that is set, in this order.
+
+    An encrypted file's password is MESH_KEY_PASSWORD or asked for. Raises KeyFileError.
+    """
     if text is not None:
         return AccountKey.parse(text)
     if file is not None:
-        return load_account_key(file)
+        from mesh.cli.keyfiles import named_file, open_key
+
+        return open_key(named_file(file)).key
     for variable in variables:
         if value := os.environ.get(variable):
             return AccountKey.parse(value)

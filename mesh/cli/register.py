@@ -8,9 +8,10 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
+from mesh.cli.keyfiles import account_in
 from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
 from mesh.errors import ConfigError
-from mesh.identity import checksum_address, load_account_key, load_peer_key, parse_address
+from mesh.identity import checksum_address, load_peer_key, parse_address
 from mesh.peer import PeerID, PeerInfo
 
 
@@ -163,7 +164,7 @@ def register_node(
         for name, file in PEER_FILES.items():
             if peers[name] is None and (name == "peer" or (keys_dir / file).exists()):
                 peers[name] = load_peer_key(keys_dir / file).peer_id
-        account = account or load_account_key(keys_dir / HOTKEY_FILE).account_id
+        account = account or account_in(keys_dir / HOTKEY_FILE)
     if peers["peer"] is None or account is None:
         raise ConfigError("a node needs --keys-dir (see `keygen --keys-dir`), or --hotkey and --peer_id")
     terms = staking.NodeTerms(
