@@ -187,7 +187,7 @@ def _derive(kdf: object, params: Mapping[str, object], password: str) -> bytes:
         from Crypto.Protocol.KDF import scrypt  # OpenSSL's refuses r=1, which the format's own example has
 
         try:
-            derived = scrypt(secret, salt, _DERIVED_BYTES, n, r, p)
+            derived = scrypt(secret, salt, _DERIVED_BYTES, n, r, p)  # type: ignore[arg-type]  # it takes bytes
             assert isinstance(derived, bytes)
             return derived
         except (MemoryError, ValueError) as error:

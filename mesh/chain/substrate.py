@@ -422,6 +422,23 @@ class SubstrateChain:
 
         return await self._ask(job)
 
+    def require_may_sign(self, account: bytes) -> None:
+        """Raises WrongChain when this is a public development account and the chain is not this user's own."""
+        here = self._here()
+        require_local_for_dev_key(
+            account, url=here.url, chain_type=here.chain_type, genesis=here.genesis, said=self._config.test_chain
+        )
+
+    async def preview(self, call: str, args: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:
+        """The bytes `submit` would sign, and their arguments decoded again from the bytes. Raises CallRefused."""
+        pallet, name = _split(call)
+
+        def job(s: Session) -> tuple[bytes, dict[str, object]]:
+            raw = runtime.encode_call(s.metadata, pallet, name, args)
+            return raw, runtime.decode_call(s.metadata, raw)[1]
+
+        return await self._ask(job)
+
     async def submit(self, call: str, args: Mapping[str, object], signer: AccountKey) -> Receipt:
         """Sign, submit, wait until it is in a block: exactly once, also across a crash.
 
@@ -432,14 +449,7 @@ class SubstrateChain:
         """
         pallet, name = _split(call)
         raw = await self._ask(lambda s: runtime.encode_call(s.metadata, pallet, name, args))
-        here = self._here()
-        require_local_for_dev_key(
-            signer.account_id,
-            url=here.url,
-            chain_type=here.chain_type,
-            genesis=here.genesis,
-            said=self._config.test_chain,
-        )
+        self.require_may_sign(signer.account_id)
         deadline = trio.current_time() + self._config.submit_timeout_s
         state = self._accounts.setdefault(signer.account_id, _Account())
         purpose = runtime.blake2(raw)

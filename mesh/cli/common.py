@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -250,15 +251,21 @@ def account_key(file: Path | None, variables: Sequence[str], text: str | None, *
 
 
 @asynccontextmanager
-async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
+async def open_chain(
+    options: ChainOptions, *, secret_on_argv: bool = False, acknowledged: bool = False
+) -> AsyncIterator[SubstrateChain]:
     """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, WrongChain when a secret
-    was on the command line and the chain is not local."""
-    from mesh.chain.local import data_home
+    was on the command line and the chain is not local. `acknowledged`: public keys may sign on any chain."""
+    from mesh.chain.local import TestChain, data_home
     from mesh.chain.substrate import ChainConfig, SubstrateChain
     from mesh.errors import ChainUnavailable
 
     chain = SubstrateChain(
-        ChainConfig(urls=options.urls(), only_local=secret_on_argv),
+        ChainConfig(
+            urls=options.urls(),
+            only_local=secret_on_argv,
+            test_chain=TestChain.ACKNOWLEDGED if acknowledged else TestChain.NOT_SAID,
+        ),
         journal_dir=data_home() / "journal",
         cache_dir=data_home() / "metadata",
         rng=random.Random(os.urandom(16)),
@@ -278,17 +285,27 @@ async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> 
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
-def planck(text: str, *, name: str) -> int:
-    """TENSOR as typed (`100.5`) in planck, exactly. Raises ConfigError."""
-    from mesh.chain.types import PLANCK_PER_TENSOR
+_MAX_AMOUNT_CHARS = 80
+_UNITS = {"": 18, "tensor": 18, "planck": 0}
 
-    try:
-        amount = Decimal(text) * PLANCK_PER_TENSOR
-    except InvalidOperation as error:
-        raise ConfigError(f"--{name}: {text!r} is no amount") from error
-    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value() or amount >= 2**128:
-        raise ConfigError(f"--{name}: {text!r} must be a number from 0 with at most 18 decimals")
-    return int(amount)
+
+def planck(text: str, *, name: str) -> int:
+    """An amount as typed, in planck, exactly: `100`, `100.5 TENSOR`, `100500000000000000000 planck`. A number without
+    a unit is TENSOR. Raises ConfigError."""
+    found = _AMOUNT.fullmatch(text.strip()) if len(text) <= _MAX_AMOUNT_CHARS else None
+    if found is None or found["unit"].lower() not in _UNITS:
+        raise ConfigError(f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck")
+    digits = _UNITS[found["unit"].lower()]
+    fraction = (found["fraction"] or "").rstrip("0")
+    if len(fraction) > digits:
+        raise ConfigError(f"--{name}: {text!r} has more than {digits} decimals, and a planck cannot be divided")
+    amount = int(found["whole"].replace("_", "") + fraction.ljust(digits, "0"))
+    if amount >= 2**128:
+        raise ConfigError(f"--{name}: {text!r} is more than the chain can count")
+    return amount
+
+
+_AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
 def tensor(amount_planck: int) -> str:
@@ -296,3 +313,22 @@ def tensor(amount_planck: int) -> str:
     from mesh.chain.types import PLANCK_PER_TENSOR
 
     return f"{Decimal(amount_planck) / PLANCK_PER_TENSOR:,.4f}"
+
+
+def share(text: str, *, name: str) -> int:
+    """`0.125` or `12.5%` as a fraction of 1e18, exactly. Raises ConfigError."""
+    from mesh.chain.types import ONE
+
+    try:
+        with localcontext(prec=_MAX_AMOUNT_CHARS + 20):  # the usual 28 digits would round what has too many decimals
+            value = Decimal(text.removesuffix("%")) * (ONE // 100 if text.endswith("%") else ONE)
+    except InvalidOperation as error:
+        raise ConfigError(f"--{name}: {text!r} is no number") from error
+    if (
+        len(text) > _MAX_AMOUNT_CHARS
+        or not value.is_finite()
+        or not 0 <= value <= ONE
+        or value != value.to_integral_value()
+    ):
+        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
+    return int(value)

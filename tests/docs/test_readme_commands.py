@@ -74,6 +74,7 @@ class Shell:
             [sys.executable, "-m", "mesh.cli", *argv],
             cwd=self.folder,
             env=self.env,
+            input="y\n",  # what signs asks first
             capture_output=True,
             text=True,
             timeout=100,
