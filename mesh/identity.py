@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from mesh.errors import KeyFileError, RemoteProtocolError
+from mesh.files import sync_directory
 from mesh.peer import PeerID
 
 MIN_RSA_BITS: Final = 2048
@@ -312,6 +313,7 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
             os.link(temporary, path)  # fails if someone was faster, where rename would replace
         else:
             os.replace(temporary, path)
+        sync_directory(path.parent)  # an account may be paid into as soon as its key is said to be there
     except FileExistsError as error:
         raise KeyFileError(f"{path} is already there: choose another path, or pass --force to replace it") from error
     except OSError as error:
