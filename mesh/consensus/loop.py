@@ -23,6 +23,7 @@ from mesh.chain.epochs import Epochs
 from mesh.chain.types import BlockRef, EpochPosition, Score, Snapshot, Submission, SubnetNode
 from mesh.chain.windows import BASE_LENGTH, SLACK_BLOCKS
 from mesh.consensus import round as rules
+from mesh.consensus.replay import evidence_for, recompute
 from mesh.consensus.round import (
     Blob,
     Decision,
@@ -67,7 +68,6 @@ NOT_OURS: Final = frozenset({"InvalidValidator", "NoElectedValidator"})
 """… it was not for us to propose."""
 DONE_ATTESTING: Final = frozenset({"AlreadyAttested"})
 _LIVE_ROUNDS: Final = 4
-_U128: Final = 2**128
 
 
 class ConsensusConfig(BaseModel):
@@ -601,24 +601,16 @@ class ConsensusLoop:
                 await trio.lowlevel.checkpoint()
 
     async def _evidence(self, ctx: RoundContext, records: Sequence[Record]) -> Evidence:
-        return Evidence(
-            epoch=ctx.epoch,
-            subnet_id=ctx.subnet_id,
-            genesis=ctx.genesis,
-            snapshot=ctx.snapshot,
-            draw_hash=await self._epochs.draw_hash(ctx.epoch),
-            records=tuple(records),
-        )
+        return evidence_for(ctx, records, draw_hash=await self._epochs.draw_hash(ctx.epoch))
 
     def _score(self, evidence: Evidence) -> tuple[Score, ...]:
         try:
-            scores = rules.collapsed(self._subnet.score(evidence))
-            if not all(type(score) is int and 0 <= score < _U128 for score in scores.values()):
-                raise ValueError("a score is an integer from 0 to 2**128 - 1")
-            return tuple(Score(node_id, score) for node_id, score in scores.items())
-        except Exception as error:
-            log.exception("epoch %d: %s cannot score its evidence", evidence.epoch, self._subnet.score_id)
-            raise ConsensusError("score-failed", f"{type(error).__name__}: {error}") from error
+            return recompute(self._subnet.score, evidence)
+        except ConsensusError as error:
+            log.exception(
+                "epoch %d: %s cannot score its evidence", evidence.epoch, self._subnet.score_id, exc_info=error
+            )
+            raise
 
     async def _attest(self, found: _Round, hotkey: AccountKey) -> None:
         if found.attest_tries >= self.config.max_tries:
