@@ -15,7 +15,9 @@ PURE = ("mesh/protobuf.py", "mesh/keystore.py", "mesh/gossip/wire.py", "mesh/gos
         "mesh/rpc/adapters.py", "mesh/rpc/codec.py", "mesh/chain/types.py", "mesh/chain/codec.py",
         "mesh/net/offer.py",
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
-        "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
+        "mesh/consensus/quorum.py", "mesh/consensus/replay.py",
+        "mesh/consensus/during.py", "mesh/consensus/wire.py", "mesh/consensus/storing.py", "mesh/consensus/context.py",
+        "mesh/consensus/inventories.py", "mesh/consensus/judging.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
         "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
         "subnets/evaluation/votes.py", "mesh/net/manager.py", "mesh/net/peerstore.py")  # fmt: skip
