@@ -90,6 +90,14 @@ _GROUPS: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
         },
     ),
     (
+        "epoch",
+        "Epochs of a subnet: watch one, check one afterwards.",
+        {
+            "watch": ("epoch:watch", "Follow a subnet's epochs block by block."),
+            "replay": ("epoch:replay", "Recompute a proposal's scores from its evidence."),
+        },
+    ),
+    (
         "overwatch",
         "Judge subnets from outside.",
         {
@@ -120,7 +128,7 @@ def build() -> App:
     """The whole app."""
     app = _app("mesh", "Decentralized AI networks: run nodes, stake for them, use what they serve.")
     app.command("mesh.cli.server:serve", name="server", help="Run a node of a subnet.")
-    app.command("mesh.cli.chain:chain", name="chain", help="Run the embedded development chain.")
+    app.command(_chain("chain"))
     app.command("mesh.cli.keys:keygen", name="keygen", help="Make the keys of a node.")
     app.command("mesh.cli.keys:keyview", name="keyview", help="Show who a key file is.")
     app.command("mesh.cli.register:register_subnet", name="register-subnet", help="Register a subnet.")
@@ -137,6 +145,7 @@ def build() -> App:
         help="Check what stands between this machine and a working node.",
     )
     app.command("mesh.cli.transfer:transfer", name="transfer", help="Send TENSOR to another account.")
+    app.command("mesh.cli.look:rewards", name="rewards", help="List what nodes earned and lost.")
     app.command("mesh.cli.balance:balance", name="balance", help="Show what an account has.")
     for name, text, commands in _GROUPS:
         group = _app(name, text)
@@ -167,6 +176,27 @@ def build() -> App:
     for entry in entry_points(group="mesh.commands"):
         app.command(entry.value, name=entry.name, help=f"Comes with an installed package: mesh {entry.name} --help.")
     return app
+
+
+def _chain(name: str) -> App:
+    """`mesh chain` and `mesh-chain`: without a command they run the development chain."""
+    from mesh.cli.chain import chain as run
+
+    chain = _app(name, "Look at a chain; run the embedded development chain.")
+    chain.default(run)
+    for command, text in _LOOKS.items():
+        chain.command(f"mesh.cli.look:{command}", name=command, help=text)
+    return chain
+
+
+_LOOKS = {
+    "status": "Say which chain this is and what runs on it.",
+    "epoch": "Say how an epoch of a subnet stands.",
+    "validators": "List the validators of a subnet.",
+    "rewards": "List what nodes earned and lost; the same as mesh rewards.",
+    "events": "Print the events of blocks.",
+}
+"""Commands of `mesh chain` that look at any chain."""
 
 
 def main() -> None:
@@ -202,9 +232,7 @@ def mesh_dht() -> None:
 
 def mesh_chain() -> None:
     """`mesh-chain`."""
-    from mesh.cli.chain import chain
-
-    _single("mesh-chain", lambda: chain)
+    run_app(_chain("mesh-chain"))
 
 
 def keygen() -> None:
