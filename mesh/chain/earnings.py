@@ -87,6 +87,14 @@ def settlement_entries(
     return sorted(entries, key=lambda entry: (entry.node_id is None, entry.node_id or 0, entry.cause))
 
 
+def paid_by_work(events: Sequence[Event], subnet_id: int) -> dict[int, int] | None:
+    """Planck by node id in the SubnetRewards event among these; None when there is none: nobody earned by work."""
+    for event in events:
+        if (event.pallet, event.name, event.fields.get("subnet_id")) == (PALLET, "SubnetRewards", subnet_id):
+            return {node_id: _amount(planck) for node_id, planck in _pairs(event.fields, "node_rewards")}
+    return None
+
+
 def _event_entries(events: Sequence[Event], before: Snapshot, after: Snapshot, epoch: int) -> Iterator[Entry]:
     subnet_id, block = after.subnet_id, after.block.number
     hotkeys = {node.hotkey: node.node_id for node in (*before.nodes, *after.nodes)}

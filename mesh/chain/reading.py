@@ -76,7 +76,7 @@ class Overview:
 
 async def read_overview(chain: Chain) -> Overview:
     """What the best block says of the whole network. Raises ChainError for a chain without the network's pallet."""
-    best, finalized = await chain.head(), await chain.finalized()
+    finalized, best = await chain.finalized(), await chain.head()
     states = Counter(
         SubnetState[str(data.get("state")).upper()]
         for _, data in await chain.storage_map(PALLET, "SubnetsData", at=best.hash)

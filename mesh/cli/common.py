@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import trio
 from cyclopts import App, Parameter
@@ -332,3 +332,17 @@ def share(text: str, *, name: str) -> int:
     ):
         raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
     return int(value)
+
+
+def read_toml(path: Path | None) -> dict[str, Any]:
+    """A subnet's settings from a file, none without one. Raises ConfigError."""
+    if path is None:
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
