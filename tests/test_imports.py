@@ -19,7 +19,8 @@ PURE = ("mesh/protobuf.py", "mesh/keystore.py", "mesh/gossip/wire.py", "mesh/gos
         "mesh/consensus/during.py", "mesh/consensus/wire.py", "mesh/consensus/storing.py", "mesh/consensus/context.py",
         "mesh/consensus/inventories.py", "mesh/consensus/judging.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
-        "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
+        "mesh/devchain/runtime.py", "mesh/devchain/network_rpc.py", "mesh/devchain/pallets",
+        "subnets/optimization/score.py",
         "subnets/evaluation/votes.py", "mesh/net/manager.py", "mesh/net/peerstore.py")  # fmt: skip
 IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "substrateinterface"}
 ONLY_IN = {

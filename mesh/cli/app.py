@@ -180,12 +180,19 @@ def build() -> App:
 
 def _chain(name: str) -> App:
     """`mesh chain` and `mesh-chain`: without a command they run the development chain."""
-    from mesh.cli.chain import chain as run
+    from mesh.cli.chain import run
 
-    chain = _app(name, "Look at a chain; run the embedded development chain.")
+    chain = _app(name, "Look at a chain; run the embedded development chain, change it while it runs.")
     chain.default(run)
     for command, text in _LOOKS.items():
         chain.command(f"mesh.cli.look:{command}", name=command, help=text)
+    chain.command("mesh.cli.chain:run", name="run", help="Run a chain of one machine, for development and tests.")
+    dev = _app("dev", "Change a running chain that was started with --dev-rpc.")
+    dev.command("mesh.cli.chain:new_block", name="new-block", help="Make blocks now.")
+    dev.command("mesh.cli.chain:set_storage", name="set-storage", help="Set a storage entry.")
+    dev.command("mesh.cli.chain:snapshot", name="snapshot", help="Write the chain as it is to a file.")
+    dev.command("mesh.cli.chain:restore", name="restore", help="Go to the block and state of a snapshot.")
+    chain.command(dev)
     return chain
 
 
