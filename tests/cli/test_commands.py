@@ -94,7 +94,7 @@ def test_doctor_finds_that_there_is_no_chain_and_what_else(run: Run) -> None:
     )
     assert done.returncode == 1
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        ["ok", "port"], ["BAD", "bootnode"], ["BAD", "chain"],
+        ["ok", "port"], ["fails", "bootnode"], ["fails", "chain"],
     ]  # fmt: skip
     assert done.stderr == ""
 

@@ -21,7 +21,7 @@ from mesh.consensus.evidence import epoch_key
 from mesh.consensus.wire import Inventory, ProposalArgs, encode_args, encode_blob, inventory_key, make_blob
 from mesh.content import digest_of
 from mesh.devchain.node import DevChain, DevChainConfig, run_chain
-from mesh.identity import AccountKey, PeerKey
+from mesh.identity import AccountKey, Overwrite, PeerKey, save_account_key, save_peer_key
 from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import pack_value
 from mesh.mock import EARLY, LATE, NAMESPACE, Heartbeat
@@ -285,6 +285,22 @@ def test_events_are_filtered_by_block_and_name(look: Run, live: Live) -> None:
     assert "SubnetRegistered" in shown
     assert "\x1b" not in shown
     assert "1 to" in look("chain", "events", "--to-block", "999999").stderr
+
+
+def test_doctor_asks_the_chain_about_the_node(look: Run, live: Live, tmp_path: Path) -> None:
+    save_peer_key(tmp_path / "peer.key", PEERS[0])
+    save_account_key(tmp_path / "hotkey.account", HOTKEYS[0])
+    argv = ("doctor", "--subnet-id", "1", "--keys-dir", str(tmp_path), "--json")
+    done = look(*argv)
+    found = {each["check"]: each for each in json.loads(done.stdout)}
+    for check in ("peer key", "hotkey", "chain", "balance", "subnet", "registration", "class"):
+        assert found[check]["state"] == "ok", found[check]
+    assert found["clock"]["state"] == found["bootnode"]["state"] == "fails"  # blocks by hand, and nobody listens there
+    assert done.returncode == 1
+    save_peer_key(tmp_path / "peer.key", PEERS[1], Overwrite.REPLACE)
+    found = {each["check"]: each for each in json.loads(look(*argv).stdout)}
+    assert found["registration"]["state"] == "fails"
+    assert "\x1b" not in look(*argv[:-1]).stdout
 
 
 # --- rewards --------------------------------------------------------------------------------------------------------
