@@ -168,8 +168,6 @@ LEFT_OUT = {
 """Storage of pallets we have that a development chain does not keep: weights, upgrades, locks."""
 GOVERNANCE = range(77, 163)
 """Calls of the Network pallet that only the network's council may make."""
-NOT_YET = {41, *range(44, 47), *range(51, 53), *range(54, 65), *range(67, 77), 163, 164}
-"""Calls of it that may be missing until they have their rules: swaps, node delegation, identities, overwatch."""
 
 
 @golden.needs_golden
@@ -184,7 +182,7 @@ def test_nothing_is_missing_but_what_is_named_here(pallet: str) -> None:
         assert [each["name"] for each in mine["storage"]["entries"]] == kept  # and in the same order
         missing = set(theirs().enum(pallet, "calls")) - set(ours().enum(pallet, "calls"))
         found = {theirs().enum(pallet, "calls")[name]["index"] for name in missing}
-        assert found - NOT_YET == set(GOVERNANCE)
+        assert found == set(GOVERNANCE)
     else:
         assert {each["name"] for each in mine["storage"]["entries"]} == set(kept)
 

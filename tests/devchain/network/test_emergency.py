@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh.devchain.pallets.network import economics, info, nodes
+from mesh.devchain.pallets.network import economics, epochs, info, nodes
 from mesh.devchain.pallets.network import storage as s
 
 from .chain import COLDKEYS, OWNER, SUBNET, TENSOR, Chain, account, node_args
@@ -93,8 +93,10 @@ def test_a_set_must_be_of_enough_and_not_too_many_validators(chain: Chain) -> No
         assert refusal(chain, ids) == "InvalidMinEmergencySubnetNodes"
     chain.ctx().put(s.MaxEmergencySubnetNodes, value=4)
     assert refusal(chain, [1, 2, 3, 4, 5]) == "InvalidMaxEmergencySubnetNodes"
+    choose(chain, [1, 2, 3, 4])
+    before = len(chain.events)
     choose(chain, [6, 4, 1, 4, 99, 2])
-    assert chain.event("SubnetForked")["subnet_node_ids"] == [4, 1, 2]
+    assert chain.events[before][2]["subnet_node_ids"] == [4, 1, 2]
 
 
 def test_a_set_is_chosen_by_the_owner_of_a_paused_subnet_only(chain: Chain) -> None:
@@ -106,7 +108,7 @@ def test_a_set_is_chosen_by_the_owner_of_a_paused_subnet_only(chain: Chain) -> N
 
 
 @pytest.mark.parametrize(
-    ("minimum", "factor", "epochs"),
+    ("minimum", "factor", "expected"),
     [
         (10**17, 10**17, 23),
         (5 * 10**16, 5 * 10**16, 60),
@@ -118,8 +120,8 @@ def test_a_set_is_chosen_by_the_owner_of_a_paused_subnet_only(chain: Chain) -> N
         (1, 1, 2**32 - 1),
     ],
 )
-def test_epochs_to_removal(minimum: int, factor: int, epochs: int) -> None:
-    assert economics.epochs_to_removal(minimum, factor) == epochs
+def test_epochs_to_removal(minimum: int, factor: int, expected: int) -> None:
+    assert economics.epochs_to_removal(minimum, factor) == expected
 
 
 # --- in force ----------------------------------------------------------------------------------------------------
@@ -135,6 +137,16 @@ def test_a_set_that_is_only_chosen_decides_nothing(chain: Chain) -> None:
     chain.to_slot(2)
     assert chain.names().count("SubnetRewards") == 1  # 5 of 6
     assert data(chain) is not None
+
+
+def test_neither_before_the_first_epoch() -> None:
+    chain = Chain()
+    chain.make_active()
+    chain.call("owner_pause_subnet", OWNER, **THIS)
+    chain.ctx().put(s.MinSubnetNodes, value=1)
+    choose(chain, [2])
+    assert epochs.subnet_epoch(chain.ctx(), SUBNET) == 0
+    assert len(info.get_validators_and_attestors(chain.ctx(), SUBNET)) == 3
 
 
 def test_two_thirds_of_the_set_are_a_quorum_but_not_half_of_all(chain: Chain) -> None:

@@ -61,6 +61,7 @@ def test_pausing_and_going_on(chain: Chain) -> None:
     assert chain.event("SubnetPaused") == {"subnet_id": SUBNET, "owner": OWNER}
     assert subnet(chain) == ("Paused", 1)
     assert chain.error("owner_pause_subnet", OWNER, **THIS) == "SubnetMustBeActive"
+    assert chain.error("activate_subnet", OWNER, **THIS) == "SubnetActivatedAlready"
     chain.to_block(70)
     unpause(chain)
     assert chain.event("SubnetUnpaused") == {"subnet_id": SUBNET, "owner": OWNER}

@@ -1,7 +1,7 @@
 """What a subnet's owner may change about it: its texts, its numbers, its stakes, who else may act, its owner.
 
 Every call here is signed by the owner (`Dispatch` NotSubnetOwner for anybody else, also where there is no such
-subnet) and refused while the network is paused. Sixteen of the calls only store a number within limits: they are
+subnet) and refused while the network is paused. Eighteen of the calls only store a number within limits: they are
 `SETTINGS`, one table, served by one function. Pausing is in pause.py, the emergency set in emergency.py.
 """
 
