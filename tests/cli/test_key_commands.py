@@ -1,6 +1,7 @@
 """`mesh keys` as a person types it: encrypted files, nothing secret on the screen unless asked for twice."""
 
 import json
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from mesh.cli.common import ColdkeyOptions
 from mesh.errors import KeyFileError
 from mesh.identity import AccountKey, save_account_key
 from mesh.keystore import unseal
+from tests.docs.pages import DOCS, commands_of, is_like
 
 Run = Callable[..., Any]
 JUNK = "test test test test test test test test test test test junk"
@@ -210,3 +212,16 @@ def test_a_file_that_cannot_be_a_key_costs_nobody_a_password(
     monkeypatch.setattr(keyfiles, "ask_password", lambda prompt: pytest.fail("asked"))
     with pytest.raises(KeyFileError, match="version 1"):
         keyfiles.open_key(tmp_path / "k")
+
+
+def test_the_guide_prints_what_it_shows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, shown in commands_of(DOCS / "keep-keys.md"):
+        words = shlex.split(command, comments=True)
+        if words[0] == "export":
+            name, _, value = words[1].partition("=")
+            monkeypatch.setenv(name, value)
+            continue
+        assert words[0] in ("mesh", "keygen"), command
+        done = run(*(words[1:] if words[0] == "mesh" else words))
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert is_like(shown, done.stdout), f"{command} printed:\n{done.stdout}"

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import shlex
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import pack_value
 from mesh.mock import EARLY, LATE, NAMESPACE, Heartbeat
 from mesh.peer import Multiaddr, PeerInfo
+from tests.docs.pages import DOCS, commands_of, is_like
 
 Run = Callable[..., Any]
 T = TypeVar("T")
@@ -458,3 +460,16 @@ def test_the_picture_shows_bars_windows_and_what_was_paid(live: Live) -> None:
     for part in ("1 of 3 validators", "inventory      20 to 20", "━", "1 TENSOR to 2 nodes", "not yet"):
         assert part in text
     assert "\x1b" not in text
+
+
+@pytest.mark.usefixtures("blocks_come")
+def test_the_guide_prints_what_it_shows(look: Run, live: Live, tmp_path: Path) -> None:
+    (tmp_path / "evidence.blob").write_bytes(live.blobs[AGREED - 1])
+    save_peer_key(tmp_path / "node1" / "peer.key", PEERS[0])
+    save_account_key(tmp_path / "node1" / "hotkey.account", HOTKEYS[0])
+    for command, shown in commands_of(DOCS / "look-at-the-chain.md"):
+        words = shlex.split(command, comments=True)
+        assert words[0] == "mesh", command
+        done = look(*words[1:])
+        assert done.returncode == (1 if words[1] == "doctor" else 0), f"{command}: {done.stderr}"
+        assert is_like(shown, done.stdout), f"{command} printed:\n{done.stdout}"
