@@ -263,6 +263,14 @@ class ColdkeyOptions:
             self.coldkey_file, ("MESH_COLDKEY", "PHRASE"), self.private_key or self.phrase, name="coldkey"
         )
 
+    def account_id(self) -> bytes:
+        """Whose coldkey it is; an encrypted file is taken at its word, so that looking needs no password."""
+        if self.coldkey_file is not None and not self.on_argv():
+            from mesh.cli.keyfiles import account_in, named_file
+
+            return account_in(named_file(self.coldkey_file))
+        return self.key().account_id
+
 
 def account_key(file: Path | None, variables: Sequence[str], text: str | None, *, name: str) -> AccountKey:
     """From argv text, a file, or the first environment variable that is set, in this order.

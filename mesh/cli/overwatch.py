@@ -343,7 +343,7 @@ def _hotkey_address(hotkey: str | None, keys_dir: Path | None) -> bytes:
 
 def _coldkey_or_none(coldkey: ColdkeyOptions | None) -> bytes | None:
     try:
-        return (coldkey or ColdkeyOptions()).key().account_id
+        return (coldkey or ColdkeyOptions()).account_id()
     except KeyFileError:
         if coldkey is not None:
             raise

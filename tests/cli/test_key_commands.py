@@ -12,7 +12,7 @@ import pytest
 from mesh.cli import keyfiles
 from mesh.cli.common import ColdkeyOptions
 from mesh.errors import KeyFileError
-from mesh.identity import AccountKey, save_account_key
+from mesh.identity import AccountKey, parse_address, save_account_key
 from mesh.keystore import unseal
 from tests.docs.pages import DOCS, commands_of, is_like
 
@@ -199,6 +199,8 @@ def test_every_command_takes_an_encrypted_key_by_file_or_name(
     assert json.loads(run("keyview", "--path", made["path"], "--json").stdout)["key"]["address"] == made["address"]
     save_account_key(Path("coldkey"), AccountKey.dev("ian"))  # what is named here goes before the store's
     assert ColdkeyOptions(coldkey_file=Path("coldkey")).key() == AccountKey.dev("ian")
+    monkeypatch.delenv("MESH_KEY_PASSWORD")
+    assert ColdkeyOptions(coldkey_file=Path(made["path"])).account_id() == parse_address(made["address"])  # no password
     monkeypatch.setenv("MESH_KEY_PASSWORD", "wrong")
     with pytest.raises(KeyFileError, match=r"coldkey\.account: the password is wrong"):
         keyfiles.open_key(Path(made["path"]))
