@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from mesh.chain.checks import tensor_text
 from mesh.cli.common import ChainOptions, open_chain, read_toml, run_until_signalled
 from mesh.cli.look import attested_text, elected_text, epoch_values, proposal_text
 from mesh.cli.tables import table
-from mesh.errors import ConfigError, ConsensusError, RecordRejected, RemoteProtocolError
+from mesh.errors import ChainUnavailable, ConfigError, ConsensusError, RecordRejected, RemoteProtocolError
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mesh.kad.record import Record
     from mesh.peer import PeerID
     from mesh.subnet import Subnet
+
+log = logging.getLogger(__name__)
 
 MAX_GAP_BLOCKS: Final = 64
 """Blocks that came while we were away and are still shown one by one."""
@@ -86,21 +89,32 @@ class Seen:
 
 async def _follow(chain: Chain, subnet_id: int) -> AsyncIterator[Seen]:
     """The epoch at each new block, those that came between two heads included."""
-    from mesh.chain.earnings import paid_by_work
     from mesh.chain.reading import read_epoch
-    from mesh.chain.types import first_block
 
     last: int | None = None
     paid: tuple[int, dict[int, int] | None] = (-1, None)
     async for head in chain.heads():
-        async for block in _since(chain, last, head):
-            view = await read_epoch(chain, subnet_id, at=block)
-            if view.epoch != paid[0] and view.subnet.slot is not None:
-                opening = first_block(view.epoch, slot=view.subnet.slot, length=view.position.length)
-                events = await chain.events(await chain.block_hash(opening)) if opening <= block.number else ()
-                paid = (view.epoch, paid_by_work(events, subnet_id))
-            yield Seen(view, paid[1])
-        last = head.number
+        try:
+            views = [await read_epoch(chain, subnet_id, at=block) async for block in _since(chain, last, head)]
+            for view in views:
+                if view.epoch != paid[0]:
+                    paid = (view.epoch, await _paid(chain, view))
+                yield Seen(view, paid[1])
+                last = view.block.number
+        except ChainUnavailable as error:
+            log.warning("block %d: %s", head.number, error)  # shown with the next head, if it is not too far
+
+
+async def _paid(chain: Chain, view: EpochView) -> dict[int, int] | None:
+    """What the epoch before the view's paid by work, as its first block says."""
+    from mesh.chain.earnings import paid_by_work
+    from mesh.chain.types import first_block
+
+    slot = view.subnet.slot
+    opening = None if slot is None else first_block(view.epoch, slot=slot, length=view.position.length)
+    if opening is None or opening > view.block.number:
+        return None
+    return paid_by_work(await chain.events(await chain.block_hash(opening)), view.subnet.subnet_id)
 
 
 async def _since(chain: Chain, last: int | None, head: BlockRef) -> AsyncIterator[BlockRef]:
@@ -180,7 +194,9 @@ def _calendar(view: EpochView) -> str:
         ("propose", 0, windows.propose_by),
         ("attest", 0, windows.attest_by),
     )  # blocks counted from 1, as above
-    return "\n".join(f"{name:<14} {first + 1} to {last + 1}" for name, first, last in spans)
+    return "\n".join(
+        f"{name:<14} {first + 1}" + (f" to {last + 1}" if last > first else "") for name, first, last in spans
+    )
 
 
 def _paid_text(seen: Seen) -> str:
