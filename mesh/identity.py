@@ -326,7 +326,8 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
 def read_secret(path: Path) -> bytes:
     """Read a key file. Raises KeyFileError when it is missing, too large, or readable by others."""
     try:
-        with path.open("rb") as file:
+        # Without waiting: a pipe under a key's name would hold up whoever lists a folder.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise KeyFileError(f"{path} is not a file")

@@ -14,7 +14,7 @@ from mesh.chain.types import BlockRef, NodeClass, Snapshot, SubnetInfo, SubnetNo
 from mesh.cli import doctor as checks
 from mesh.cli.doctor import State
 from mesh.identity import AccountKey, PeerKey, save_account_key, save_peer_key
-from mesh.peer import Multiaddr
+from mesh.peer import Multiaddr, PeerInfo
 
 Run = Callable[..., Any]
 HOTKEY, OTHER = AccountKey.dev("dorothy"), AccountKey.dev("ethan")
@@ -116,7 +116,10 @@ async def test_ports_and_bootnodes(tmp_path: Path) -> None:
     finding = await checks._port(taken, None)
     assert finding.state is State.FAILS
     assert finding.do
+    assert (await checks._answers(PeerInfo(PEER, (taken,)), None)).state is State.OK
     await listeners[0].aclose()
+    for peer in (None, PEER):
+        assert (await checks._answers(PeerInfo(PEER, (taken,)), peer)).state is State.FAILS
     assert (await checks._port(taken, None)).state is State.OK
     assert (await checks._bootnode(f"{taken}/p2p/{PEER}")).state is State.FAILS
     assert (await checks._bootnode("/ip4/127.0.0.1/tcp/1")).state is State.FAILS

@@ -367,6 +367,20 @@ def test_a_range_is_bounded_and_a_pruned_block_is_said(look: Run, live: Live, mo
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_long_range_shows_how_far_it_is_beside_the_output(
+    live: Live, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mesh.cli.look import _bar
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for last, shown in ((100, False), (1000, True)):
+        with _bar("rewards", 1, last, shown=True) as progress:
+            progress(last)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("rewards" in err) == shown
+
+
 # --- replay ---------------------------------------------------------------------------------------------------------
 
 
