@@ -22,6 +22,7 @@ from mesh.consensus.context import (
     thresholds,
 )
 from mesh.consensus.inventories import (
+    Added,
     Choice,
     InventoryBook,
     choose,
@@ -92,6 +93,7 @@ __all__ = [
     "REFUSAL",
     "TOO_FEW_INVENTORIES",
     "VERSION",
+    "Added",
     "Blob",
     "Choice",
     "Decision",
