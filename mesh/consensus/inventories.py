@@ -65,10 +65,13 @@ def select_records(
 
 def make_inventory(records: Iterable[Record], ctx: RoundContext) -> Inventory:
     """Our inventory of what we hold."""
+    return inventory_of(select_records(records, ctx), ctx)
+
+
+def inventory_of(selected: Iterable[Record], ctx: RoundContext) -> Inventory:
+    """The inventory that names what `select_records` chose."""
     return Inventory(
-        epoch=ctx.epoch,
-        snapshot=ctx.snapshot.block.hash,
-        digests=tuple(record.digest for record in select_records(records, ctx)),
+        epoch=ctx.epoch, snapshot=ctx.snapshot.block.hash, digests=tuple(record.digest for record in selected)
     )
 
 

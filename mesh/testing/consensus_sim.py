@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 from pydantic import BaseModel, ConfigDict
@@ -41,7 +41,41 @@ from mesh.kad.wire import Role, StoreRequest
 from mesh.peer import PeerID
 from mesh.rpc.rpc import Rpc
 from mesh.subnet import Evidence, Settlement
-from mesh.testing.adversaries.consensus import Outlaw, Right, Standpoint, Works
+from mesh.testing.adversaries.consensus import (
+    AddsRecords,
+    ClaimsThereWasNothing,
+    Floods,
+    Inflates,
+    LeavesOutRecords,
+    LeavesOutScore,
+    Listing,
+    Lists,
+    ListsLate,
+    ListsNot,
+    ListsPhantoms,
+    ListsTwice,
+    Outlaw,
+    PicksInventories,
+    Proposes,
+    ProposesGarbage,
+    ProposesNot,
+    Proposing,
+    Right,
+    Standpoint,
+    TakesTooFew,
+    VotesBlindly,
+    VotesHonestly,
+    VotesNot,
+    Voting,
+    Withholds,
+    Work,
+    Works,
+    WorksAtTheEdge,
+    WorksBackdated,
+    WorksForSome,
+    WorksNot,
+    WorksTwice,
+)  # fmt: skip
 from mesh.testing.chain import (
     ABSENT,
     ATTESTED_REJECTED,
@@ -60,6 +94,8 @@ from mesh.testing.chain import (
 from mesh.testing.network import SimNetwork, SimNode
 from mesh.testing.postoffice import Desk, PostOffice
 from mesh.testing.simulation import run_sim
+
+T = TypeVar("T")
 
 BLOCK_S: Final = 6.0
 STAKE_PLANCK: Final = 200 * ONE
@@ -199,6 +235,61 @@ class Scenario:
     def is_bounded(self) -> bool:
         """Whether these are no more than the protocol stands."""
         return len(self.faulty) <= (self.nodes - 1) // 3
+
+
+WORKS: Final[tuple[Work, ...]] = (
+    WorksNot(), WorksForSome(), WorksAtTheEdge(), WorksBackdated(), WorksTwice(), Floods(),
+)  # fmt: skip
+LISTINGS: Final[tuple[Listing, ...]] = (
+    ListsNot(), ListsTwice(), ListsTwice(seen_by_all=True), ListsPhantoms(), ListsLate(),
+)  # fmt: skip
+PROPOSALS: Final[tuple[Proposing, ...]] = (
+    ProposesNot(), PicksInventories(), Inflates(), LeavesOutScore(), LeavesOutRecords(), AddsRecords(), TakesTooFew(),
+    ProposesGarbage(), Withholds(), ClaimsThereWasNothing(),
+)  # fmt: skip
+VOTES: Final[tuple[Voting, ...]] = (VotesBlindly(), VotesNot())
+
+
+def drawn(seed: int, *, nodes: int = 7) -> Scenario:
+    """A scenario drawn by seed: up to f nodes that are outlaws, each dishonest in any of the four ways, or in trouble
+    (the chain out of reach for up to 60 % of an epoch, a restart, perhaps with an empty store); messages that are slow
+    or lost; an outlaw elected about as often as an honest node."""
+    rng = random.Random(seed)
+    most = (nodes - 1) // 3
+    faulty = rng.sample(range(1, nodes + 1), rng.choice((most, most, rng.randint(0, most))))
+    count = rng.randint(0, len(faulty))
+
+    def habit(honest: T, others: Sequence[T]) -> T:
+        return rng.choice(others) if rng.random() < 0.6 else honest
+
+    outlaws = {
+        node_id: Outlaw(
+            work=habit(Works(), WORKS),
+            listing=habit(Lists(), LISTINGS),
+            proposing=habit(Proposes(), PROPOSALS),
+            voting=habit(VotesHonestly(), VOTES),
+        )
+        for node_id in faulty[:count]
+    }
+    outages: list[Outage] = []
+    restarts: list[Restart] = []
+    for node_id in faulty[count:]:
+        if rng.random() < 0.6:
+            outages.append(Outage(node_id, rng.randint(0, 35), rng.randint(1, 12)))
+        else:
+            restarts.append(Restart(node_id, rng.randint(2, 34), rng.randint(1, 4), rng.choice(list(Loss))))
+    honest = [node_id for node_id in range(1, nodes + 1) if node_id not in outlaws]
+    proposer = rng.choice(sorted(outlaws)) if outlaws and rng.random() < 0.6 else rng.choice(honest)
+    return Scenario(
+        nodes=nodes,
+        outlaws=outlaws,
+        proposers=(proposer,),
+        outages=tuple(outages),
+        restarts=tuple(restarts),
+        delay_s=rng.choice((0.2, 1.0, 3.0)),
+        loss=rng.choice((0.0, 0.02, 0.1)),
+        name=f"drawn by {seed}",
+    )
 
 
 # --- what came of it ----------------------------------------------------------------------------------------------

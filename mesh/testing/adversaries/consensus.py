@@ -27,7 +27,7 @@ from mesh.consensus import round as rules
 from mesh.consensus.replay import evidence_for, recompute, replay
 from mesh.consensus.round import Inventory, RoundContext
 from mesh.content.merkle import digest_of
-from mesh.errors import ConsensusError, MeshError
+from mesh.errors import ChainUnavailable, ConsensusError, MeshError
 from mesh.identity import AccountKey, PeerKey
 from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import pack_value, unpack_value
@@ -82,9 +82,13 @@ class Standpoint:
         )
 
     async def others(self, epoch: int) -> list[PeerID]:
-        """The epoch's other validators."""
-        peers = (await self.epochs.snapshot(epoch)).validator_peers(epoch)
-        return [peer for peer in peers if peer != self.key.peer_id]
+        """The epoch's other validators; waits for a chain that is away."""
+        while True:
+            try:
+                peers = (await self.epochs.snapshot(epoch)).validator_peers(epoch)
+                return [peer for peer in peers if peer != self.key.peer_id]
+            except ChainUnavailable:
+                await self.epochs.wait_block()
 
     def held(self, epoch: int) -> list[Record]:
         """Records of the epoch that are here."""
@@ -599,9 +603,10 @@ class Outlaw:
         await self._try(self.listing.list, at, epoch)
 
     async def _settle(self, at: Standpoint, epoch: int) -> None:
-        await at.at(epoch + 1, 1)
-        if await at.chain.elected(at.subnet_id, epoch + 1) == at.node_id:
-            await self._try(self.proposing.propose, at, epoch)
+        for offset in (1, 2, 3):  # again, should something have kept it from it
+            await at.at(epoch + 1, offset)
+            if await at.submission(epoch) is None and await at.chain.elected(at.subnet_id, epoch + 1) == at.node_id:
+                await self._try(self.proposing.propose, at, epoch)
         while at.epochs.is_by(epoch + 1, at.epochs.windows.attest_by):
             submission = await at.submission(epoch)
             if submission is not None:
