@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import trio
 from pydantic import BaseModel
 
+from mesh.chain.windows import SLACK_BLOCKS
 from mesh.consensus.context import check_record
-from mesh.consensus.inventories import named
+from mesh.consensus.inventories import Added, named
 from mesh.consensus.rounds import Parts, Round, Rounds, log
 from mesh.consensus.service import MAX_ASKED, ConsensusServicer, InventoriesRequest, RecordsReply, RecordsRequest
 from mesh.consensus.wire import Inventory, inventory_key
@@ -23,6 +25,7 @@ class Gatherer:
     def __init__(self, parts: Parts, rounds: Rounds) -> None:
         self._parts = parts
         self._rounds = rounds
+        self._news = trio.Event()
 
     async def round(self, epoch: int) -> Round:
         """The round of an epoch, with every inventory that has come here."""
@@ -40,8 +43,15 @@ class Gatherer:
         while True:
             seen = self._parts.dht.changes
             for found in tuple(self._rounds.known.values()):
-                self._collect(found)
+                # Everything stored wakes us; of epochs long over no inventory can have come.
+                if self._parts.offset_in(found.epoch) <= self._parts.epochs.length + SLACK_BLOCKS:
+                    self._collect(found)
             await self._parts.dht.wait_change(seen)
+
+    async def wait_heard(self, found: Round) -> None:
+        """Return when an inventory of every validator is known."""
+        while found.unheard():
+            await self._news.wait()
 
     def _collect(self, found: Round) -> None:
         key = inventory_key(found.epoch)
@@ -53,14 +63,16 @@ class Gatherer:
                 self._take_in(found, proof.second)
 
     def _take_in(self, found: Round, record: Record) -> None:
-        proofs = found.book.proofs().keys()
         try:
-            found.book.add(record)
+            added = found.book.add(record)
         except ConsensusError as error:
-            found.say(20, f"an inventory was not taken: {error}")
+            found.say(logging.INFO, f"an inventory was not taken: {error}")
             return
-        for owner in found.book.proofs().keys() - proofs:
-            log.warning("epoch %d: %s signed two inventories; neither counts", found.epoch, owner)
+        if added is Added.PROOF:
+            log.warning("epoch %d: %s signed two inventories; neither counts", found.epoch, record.owner)
+        elif added is Added.NEW:
+            self._news.set()
+            self._news = trio.Event()
 
     async def ask_inventories(self, found: Round, owners: Sequence[PeerID], *, others: Sequence[PeerID]) -> None:
         """Ask owners for their inventories, and `others` for those of all of them. Who answers is noted."""

@@ -7,6 +7,7 @@ proposer takes; one that no honest validator names never is.
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -64,11 +65,25 @@ def select_records(
 
 def make_inventory(records: Iterable[Record], ctx: RoundContext) -> Inventory:
     """Our inventory of what we hold."""
+    return inventory_of(select_records(records, ctx), ctx)
+
+
+def inventory_of(selected: Iterable[Record], ctx: RoundContext) -> Inventory:
+    """The inventory that names what `select_records` chose."""
     return Inventory(
-        epoch=ctx.epoch,
-        snapshot=ctx.snapshot.block.hash,
-        digests=tuple(record.digest for record in select_records(records, ctx)),
+        epoch=ctx.epoch, snapshot=ctx.snapshot.block.hash, digests=tuple(record.digest for record in selected)
     )
+
+
+class Added(enum.Enum):
+    """What a record changed in a book."""
+
+    NEW = enum.auto()
+    """Its owner had no inventory here."""
+    KNOWN = enum.auto()
+    """Nothing of note."""
+    PROOF = enum.auto()
+    """Its owner has signed two: now neither counts."""
 
 
 class InventoryBook:
@@ -83,20 +98,21 @@ class InventoryBook:
         self._by_owner: dict[PeerID, tuple[Record, ...]] = {}
         self._parsed: dict[bytes, Inventory] = {}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record) -> Added:
         """Take a record in. Raises ConsensusError("inventory") when it is none of this epoch."""
         known = self._by_owner.get(record.owner, ())
         if len(known) > 1 or any(record.digest == other.digest for other in known):
-            return
+            return Added.KNOWN
         inventory = check_inventory(record, self._ctx)
-        if not known:
-            kept: tuple[Record, ...] = (record,)
-        elif known[0].value == record.value:
-            kept = (min(known[0], record, key=lambda r: r.digest),)
-        else:
-            kept = (known[0], record)
-        self._by_owner[record.owner] = kept
         self._parsed[record.digest] = inventory
+        if not known:
+            self._by_owner[record.owner] = (record,)
+            return Added.NEW
+        if known[0].value == record.value:
+            self._by_owner[record.owner] = (min(known[0], record, key=lambda r: r.digest),)
+            return Added.KNOWN
+        self._by_owner[record.owner] = (known[0], record)
+        return Added.PROOF
 
     def valid(self) -> dict[PeerID, tuple[Record, Inventory]]:
         """By owner, those that stand: owners with exactly one."""

@@ -72,11 +72,7 @@ class Proposer:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(epoch_over)
-            while found.unheard():
-                seen = self._parts.dht.changes
-                await self._gatherer.round(found.epoch)
-                if found.unheard():
-                    await self._parts.dht.wait_change(seen)
+            await self._gatherer.wait_heard(found)
             nursery.cancel_scope.cancel()
 
     async def _build(

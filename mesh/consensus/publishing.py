@@ -12,7 +12,7 @@ from mesh.chain.types import EpochPosition, Snapshot
 from mesh.chain.windows import SLACK_BLOCKS
 from mesh.consensus.context import check_record
 from mesh.consensus.gathering import Gatherer
-from mesh.consensus.inventories import make_inventory, select_records
+from mesh.consensus.inventories import inventory_of, select_records
 from mesh.consensus.rounds import Parts, Round, log
 from mesh.consensus.wire import Inventory, inventory_key
 from mesh.errors import ConsensusError, RecordRejected, StoreFull
@@ -87,7 +87,7 @@ class Publisher:
                 await trio.lowlevel.checkpoint()
         chosen = select_records(held, found.ctx)
         found.records.update({record.digest: record for record in chosen})
-        return pack_value(make_inventory(chosen, found.ctx))
+        return pack_value(inventory_of(chosen, found.ctx))
 
     def _read(self, path: Path, found: Round) -> bytes | None:
         try:

@@ -22,9 +22,11 @@ from mesh.consensus.context import (
     thresholds,
 )
 from mesh.consensus.inventories import (
+    Added,
     Choice,
     InventoryBook,
     choose,
+    inventory_of,
     make_inventory,
     named,
     select_records,
@@ -92,6 +94,7 @@ __all__ = [
     "REFUSAL",
     "TOO_FEW_INVENTORIES",
     "VERSION",
+    "Added",
     "Blob",
     "Choice",
     "Decision",
@@ -116,6 +119,7 @@ __all__ = [
     "encode_blob",
     "evidence_of",
     "inventory_key",
+    "inventory_of",
     "inventory_rule",
     "judge_empty",
     "judge_scores",

@@ -55,7 +55,7 @@ class Inventory(_Wire):
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:
-        if any(a >= b for a, b in pairwise(self.digests)):
+        if list(self.digests) != sorted(set(self.digests)):
             raise ValueError("digests must ascend without repetition")
         return self
 
