@@ -147,6 +147,17 @@ class ChainsDisagree(ChainError):
     """Chains that should be the same tell different things of one block; which of them is wrong is not known."""
 
 
+class BlockUnavailable(ChainError):
+    """A block, or the state at it, is not to be had from this node: pruned, of another fork, or not there yet.
+
+    `number` is None where only the hash was known, and the node does not know it either.
+    """
+
+    def __init__(self, message: str, *, number: int | None) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class CallRefused(ChainError):
     """A call was refused on our side before signing: unknown or missing argument, value out of its type's range."""
 

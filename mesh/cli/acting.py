@@ -165,7 +165,7 @@ async def _carry_out(chain: SubstrateChain, signer: AccountKey, plan: Plan, opti
 
 
 async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown:
-    raw, args = await chain.preview(step.call.name, step.call.args)
+    raw, args = await chain.preview(step.call.name, step.call.args, signer)
     return _Shown(step, raw, args, await chain.estimate_fee(step.call.name, step.call.args, signer))
 
 

@@ -104,7 +104,7 @@ def register_subnet(
         for setting, value in later.items():  # a chain that cannot do it is found out before the cost is paid
             if value is not None:
                 call = calls.update_subnet(0, setting, value)
-                await chain.preview(call.name, call.args)
+                await chain.preview(call.name, call.args, signer)
 
         async def then(chain: SubstrateChain, receipts: Sequence[Receipt]) -> tuple[Step, ...]:
             subnet_id = staking.new_id(receipts[-1], "SubnetRegistered", "subnet_id")
