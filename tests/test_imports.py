@@ -17,7 +17,8 @@ PURE = ("mesh/protobuf.py", "mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
         "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
-        "mesh/devchain/runtime.py", "mesh/devchain/pallets", "subnets/optimization/score.py",
+        "mesh/devchain/runtime.py", "mesh/devchain/network_rpc.py", "mesh/devchain/pallets",
+        "subnets/optimization/score.py",
         "subnets/evaluation/votes.py", "mesh/net/manager.py", "mesh/net/peerstore.py")  # fmt: skip
 IMPURE = {"trio", "time", "socket", "asyncio", "threading", "torch", "libp2p", "substrateinterface"}
 ONLY_IN = {

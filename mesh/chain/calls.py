@@ -217,11 +217,15 @@ IDENTITY_FIELDS: Final = (
 )
 
 
+NOTHING: Final = "-"
+"""What a field says that has nothing to say: the pallet refuses empty ones."""
+
+
 def set_identity(hotkey: bytes, fields: Mapping[str, str]) -> Call:
     """Say who a coldkey is; `hotkey` is one of its own. Raises CallRefused for an unknown field."""
     if unknown := set(fields) - set(IDENTITY_FIELDS):
         raise CallRefused(f"an identity has no field {', '.join(sorted(unknown))}")
-    texts = {name: fields.get(name, "").encode() for name in IDENTITY_FIELDS}
+    texts = {name: (fields.get(name) or NOTHING).encode() for name in IDENTITY_FIELDS}
     return Call("register_or_update_identity", {"hotkey": hotkey, **texts})
 
 

@@ -101,7 +101,7 @@ def show(
         texts = {
             name: printable(value.decode(errors="replace"), 1024)
             for name, value in (stored.items() if isinstance(stored, Mapping) else ())
-            if isinstance(value, bytes) and value
+            if isinstance(value, bytes) and value not in (b"", calls.NOTHING.encode())
         }
         if json:
             print(jsonlib.dumps({"address": checksum_address(account), **texts}))

@@ -11,7 +11,7 @@ from mesh.chain.checks import hotkey_warning, require_new_hotkey, tensor_text
 from mesh.chain.types import EpochPosition, NodeClass, SubnetNode
 from mesh.cli.acting import ActOptions, Plan, Step, act
 from mesh.cli.common import ChainOptions, open_chain, run_until_signalled, share
-from mesh.cli.tables import table
+from mesh.cli.tables import facts, table
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, parse_address
 from mesh.peer import PeerID, PeerInfo
@@ -36,7 +36,7 @@ def list_nodes(*, subnet_id: int, json: bool = False, chain: ChainOptions | None
         async with open_chain(chain or ChainOptions()) as client:
             snapshot = await client.snapshot(await client.resolve_subnet_id(subnet_id))
         if json:
-            print(jsonlib.dumps([facts(node) for node in snapshot.nodes]))
+            print(jsonlib.dumps([values_of(node) for node in snapshot.nodes]))
             return
         table(
             ("node", "class", "since", "reputation", "stake", "peer id"),
@@ -68,12 +68,11 @@ def show(*, subnet_id: int, node_id: int, json: bool = False, chain: ChainOption
 
     async def run() -> None:
         async with open_chain(chain or ChainOptions()) as client:
-            known = facts(await find(client, subnet_id, node_id))
+            known = values_of(await find(client, subnet_id, node_id))
         if json:
             print(jsonlib.dumps(known))
             return
-        for name, value in known.items():
-            print(f"{name.replace('_', ' '):<18} {'-' if value is None else value}")
+        facts(known)
 
     run_until_signalled(run)
 
@@ -242,7 +241,7 @@ async def find(chain: Chain, subnet_id: int, node_id: int) -> SubnetNode:
     return node
 
 
-def facts(node: SubnetNode) -> dict[str, object]:
+def values_of(node: SubnetNode) -> dict[str, object]:
     """A node for people and programs."""
     return {
         "node_id": node.node_id,

@@ -100,6 +100,10 @@ def register_subnet(
         does = f"register the subnet {name!r} for at most {tensor_text(terms.max_cost_planck)}"
         does += f"; then set its {settings}" if settings else ""
         first = Step(does, Call("register_subnet", staking.subnet_args(terms, accounts, peers)))
+        for setting, value in later.items():  # a chain that cannot do it is found out before the cost is paid
+            if value is not None:
+                call = calls.update_subnet(0, setting, value)
+                await chain.preview(call.name, call.args)
 
         async def then(chain: SubstrateChain, receipts: Sequence[Receipt]) -> tuple[Step, ...]:
             subnet_id = staking.new_id(receipts[-1], "SubnetRegistered", "subnet_id")

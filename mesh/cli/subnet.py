@@ -10,7 +10,7 @@ from mesh.chain.calls import OWNER_SHARES
 from mesh.chain.checks import tensor_text
 from mesh.cli.acting import ActOptions, Plan, Step, act
 from mesh.cli.common import ChainOptions, open_chain, planck, run_until_signalled, share
-from mesh.cli.tables import table
+from mesh.cli.tables import facts, table
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, parse_address
 from mesh.peer import PeerID, PeerInfo
@@ -67,13 +67,11 @@ def show(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = Non
 
     async def run() -> None:
         async with open_chain(chain or ChainOptions()) as client:
-            facts = await _facts(client, await client.resolve_subnet_id(subnet_id), deep=True)
+            known = await _facts(client, await client.resolve_subnet_id(subnet_id), deep=True)
         if json:
-            print(jsonlib.dumps(facts))
+            print(jsonlib.dumps(known))
             return
-        for name, value in facts.items():
-            shown = "\n".join(str(each) for each in value) if isinstance(value, list) else str(value)
-            print(f"{name.replace('_', ' '):<26} {shown.replace(chr(10), chr(10) + ' ' * 27)}")
+        facts(known)
 
     run_until_signalled(run)
 
@@ -377,7 +375,7 @@ async def _facts(chain: Chain, subnet_id: int, *, deep: bool = False) -> dict[st
         value = await chain.storage("Network", item, subnet_id)
         return value if isinstance(value, int) else 0
 
-    facts: dict[str, object] = {
+    known: dict[str, object] = {
         "subnet_id": subnet_id,
         "friendly_id": info.friendly_id,
         "name": info.name,
@@ -386,9 +384,9 @@ async def _facts(chain: Chain, subnet_id: int, *, deep: bool = False) -> dict[st
         "delegated_planck": str(await number("TotalSubnetDelegateStakeBalance")),
     }
     if not deep:
-        return facts
+        return known
     bootnodes = [text for peer in await chain.bootnodes(subnet_id) for text in peer.multiaddrs()]
-    return facts | {
+    return known | {
         "owner": checksum_address(info.owner),
         "slot": info.slot,
         "start_epoch": info.start_epoch,

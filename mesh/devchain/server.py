@@ -25,6 +25,7 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
+from mesh.devchain import network_rpc
 from mesh.devchain import scale as s
 from mesh.devchain.chain import DevChain, DevChainConfig, parse_address
 from mesh.devchain.extrinsic import Refused, blake2_256
@@ -298,6 +299,8 @@ class Connection:
             "state_subscribeRuntimeVersion": (self._subscribe_version, 0, 0),
             "chain_subscribeRuntimeVersion": (self._subscribe_version, 0, 0),
         }
+        for name, method in network_rpc.METHODS.items():
+            table[name] = (partial(self._network, method), method.least, method.most)
         new_head = partial(self._subscribe_heads, "chain_newHead", False)
         for name in ("chain_subscribeNewHeads", "chain_subscribeNewHead", "subscribe_newHead"):
             table[name] = (new_head, 0, 0)
@@ -437,18 +440,35 @@ class Connection:
             if name in core:
                 self._known(block_hash)
                 return _hex(core[name](args))
-            state, number, at = self._state(block_hash)
+            if name in runtime.apis:
+                return _hex(self._runtime_api(name, args, block_hash))
+            state = self._state(block_hash)[0]
             if name == "AccountNonceApi_account_nonce":
                 return _hex(s.u32.encode(runtime.account(state, s.account_id.decode_all(args))["nonce"]))
             if name in ("TransactionPaymentApi_query_info", "TransactionPaymentApi_query_fee_details"):
                 return _hex(self._fee_api(name, args))
-            if name in runtime.apis:
-                pallet, fn = runtime.apis[name]
-                ctx = runtime.context(state, pallet=pallet.name, block=number, parent_hash=at)
-                return _hex(fn(ctx, args))
         except s.ScaleError as error:
             raise RpcRefusal(UNKNOWN_BLOCK, f"Client error: Execution failed: {name}: {error}") from error
         raise RpcRefusal(UNKNOWN_BLOCK, f"Client error: Execution failed: Exported method {name!r:.80} is not found")
+
+    def _runtime_api(self, name: str, args: bytes, block_hash: Any) -> bytes:
+        state, number, at = self._state(block_hash)
+        pallet, fn = self.chain.runtime.apis[name]
+        return fn(self.chain.runtime.context(state, pallet=pallet.name, block=number, parent_hash=at), args)
+
+    def _network(self, method: network_rpc.RpcMethod, *params: Any) -> Any:
+        try:
+            args, block_hash = method.read(params)
+        except (ValueError, s.ScaleEncodeError) as error:
+            raise RpcRefusal(INVALID_PARAMS, f"Invalid params: {error}") from error
+        try:
+            return method.answer(self._runtime_api(method.api, args, block_hash))
+        except HistoryDiscarded as error:
+            raise RpcRefusal(network_rpc.RUNTIME_ERROR, f"Client error: UnknownBlock: {error}") from error
+        except RpcRefusal as error:
+            if error.code != UNKNOWN_BLOCK:
+                raise
+            raise RpcRefusal(network_rpc.RUNTIME_ERROR, error.message) from error
 
     def _metadata_at_version(self, args: bytes) -> bytes:
         version = s.u32.decode_all(args)

@@ -179,3 +179,10 @@ def test_the_one_cause_comes_out_of_nested_groups() -> None:
     wanted = DialFailed("x")
     group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [wanted])])
     assert single_cause(group) is wanted
+
+
+def test_every_hint_is_about_an_error_of_the_pallet() -> None:
+    from mesh.cli.common import HINTS
+    from mesh.devchain.pallets.network.errors import ERRORS
+
+    assert set(HINTS) <= set(ERRORS)

@@ -211,7 +211,7 @@ async def test_subscriptions() -> None:
 async def test_errors_have_their_codes() -> None:
     async with running(dev_rpc=False) as (chain, url), bare(url) as client:
         assert await client.code("dev_newBlock") == -32601
-        assert await client.code("network_getSubnetInfo", 1) == -32601
+        assert await client.code("network_getConsensusData", 1) == -32601
         for method, params in (
             ("state_getStorage", ()),
             ("state_getStorage", ("nothex",)),
