@@ -28,7 +28,7 @@ def test_any_calls() -> None:
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     for seed in range(3):
-        machine = live(seed, epochs=30, calls=6)
+        machine = live(seed, epochs=24, calls=6)
         done += machine.done
         failed += Counter(name for name, _ in machine.failed.elements())
     tried = {call.name for call in CALLS}
