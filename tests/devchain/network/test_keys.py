@@ -253,6 +253,20 @@ def test_a_hotkey_is_not_forgotten_while_anything_is_staked_on_it(chain: Chain) 
     assert supply(chain) == booked(chain)
 
 
+@pytest.mark.parametrize("node", ["with stake only", "with node only"])
+def test_an_overwatch_hotkey_is_not_forgotten_for_a_stake_it_had_elsewhere(chain: Chain, node: str) -> None:
+    hotkey = account(30)
+    if node == "with stake only":
+        chain.call("remove_overwatch_node", COLD, overwatch_node_id=1)
+    else:
+        chain.ctx().put(s.OverwatchMinStakeBalance, value=0)
+        chain.call("remove_overwatch_stake", COLD, hotkey=hotkey, stake_to_be_removed=150 * TENSOR)
+    args = {"subnet_id": SUBNET, "subnet_node_id": 0, "hotkey": hotkey, "stake_to_be_added": 100 * TENSOR}
+    chain.call("add_stake", COLD, **args)
+    unstake(chain, COLD, hotkey, 100 * TENSOR)
+    assert chain.get(s.HotkeyOwner, hotkey) == COLD
+
+
 # --- identities --------------------------------------------------------------------------------------------------
 
 

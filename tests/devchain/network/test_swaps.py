@@ -243,17 +243,16 @@ def test_a_swap_that_buys_no_share_comes_back_whole(chain: Chain) -> None:
 
 def test_what_comes_back_finds_room_in_a_full_ledger(chain: Chain) -> None:
     chain.ctx().put(s.MaxUnbondings, value=2)
-    amounts = [start(chain, NODE_TO_NODE, shares=1_000_000), start(chain, NODE_TO_NODE, shares=1_000_000)]
     for _ in range(2):
         chain.call("remove_delegate_stake", ALICE, subnet_id=SUBNET, shares_to_be_removed=5000)
         chain.next_block()
-    due = chain.block + 18
+    before = chain.get(s.StakeUnbondingLedger, ALICE)
+    amounts = [start(chain, NODE_TO_NODE, shares=1_000_000), start(chain, NODE_TO_NODE, shares=1_000_000)]
     lose_node(chain)
-    chain.to_block(due)
-    ledger = chain.get(s.StakeUnbondingLedger, ALICE)
-    first = min(ledger)
-    assert ledger[first] > sum(amounts)  # joined with the entry that was due
-    assert len(ledger) == 2
+    chain.to_block(chain.block + 20)
+    last = max(before)  # due by now, and joined by both
+    assert last < chain.block
+    assert chain.get(s.StakeUnbondingLedger, ALICE) == {**before, last: before[last] + sum(amounts)}
     assert supply(chain) == booked(chain)
 
 

@@ -37,11 +37,11 @@ network's public sources, and may differ from a given release of it in detail. O
 | peers.py      | peer ids and multiaddrs                                     |
 | subnets.py, consensus.py | the calls about subnets and their consensus      |
 | nodes.py, node_settings.py, keys.py, identity.py | the calls about nodes and who they are |
+| owner.py, pause.py, emergency.py | the owner's calls                        |
 | stake.py      | node stake, and the ledger of what is unstaked              |
 | pools.py      | delegate pools in storage, a subnet's or a node's           |
 | delegate.py, node_delegate.py, swaps.py, delegate_account.py | the calls of who delegates |
 | overwatch.py  | who watches from outside: calls, and settling their epoch   |
-| owner.py, pause.py, emergency.py | the owner's calls                        |
 | epoch.py      | the block hook: weights, elections, queue, removals         |
 | rewards.py    | settling an epoch                                           |
 | reputation.py | who falls and rises                                         |
