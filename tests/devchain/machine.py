@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import xxhash
@@ -147,7 +147,12 @@ class Machine:
         self.rng = random.Random(seed)
         self.length = epoch_length
         self.calls = calls
-        self.network_genesis = {**DEV_GENESIS, "SubnetRegistrationEpochs": 6, "SubnetEnactmentEpochs": 4}
+        self.network_genesis = {
+            **DEV_GENESIS,
+            "SubnetRegistrationEpochs": 6,
+            "SubnetEnactmentEpochs": 4,
+            "RegistrationCostDecayBlocks": 40,
+        }
         self.runtime = Runtime(epoch_length=epoch_length, network_genesis=self.network_genesis)
         self.signers = [Signer(f"machine {place}") for place in range(COLDKEYS + HOTKEYS)]
         self.coldkeys = [each.address for each in self.signers[:COLDKEYS]]
@@ -170,16 +175,24 @@ class Machine:
 
     def step(self, calls: int) -> None:
         """A block: the elected propose and others attest where it is time, then some calls of any kind."""
-        before, were = sum(planck(self.state).values()), (booked(self.state, "Minted"), booked(self.state, "Burned"))
-        self.builder = BlockBuilder(
-            self.runtime, self.state, parent=self.best, genesis_hash=self.genesis.hash, now_ms=6000 * self.best.number
-        )
-        self.fees = 0
+        self.block(lambda: self.live(calls))
+
+    def live(self, calls: int) -> None:
+        """What happens in a block of `step`."""
         self.consensus()
         for _ in range(calls):
             call = self.rng.choice(self.calls)
             args = self.arguments(call)
             self.submit(call.name, self.origin(call, args), args, tip=self.rng.choice((0, 0, 0, 1, 10**15)))
+
+    def block(self, work: Callable[[], None]) -> None:
+        """A block in which `work` submits; planck is counted before and after."""
+        before, were = sum(planck(self.state).values()), (booked(self.state, "Minted"), booked(self.state, "Burned"))
+        self.builder = BlockBuilder(
+            self.runtime, self.state, parent=self.best, genesis_hash=self.genesis.hash, now_ms=6000 * self.best.number
+        )
+        self.fees = 0
+        work()
         block = self.builder.finish()
         self.state.apply(block.changes)
         self.best = block
@@ -455,12 +468,8 @@ def _type(fields: s.Type | tuple[s.Type, ...]) -> s.Type:
 
 
 def found_subnet(machine: Machine, *, nodes: int = 4) -> None:
-    """Register a subnet, some nodes and delegations, and activate it: what chance would take long for. Nothing is done
-    where there is no slot or hotkey left."""
-    machine.builder = BlockBuilder(
-        machine.runtime, machine.state, parent=machine.best, genesis_hash=machine.genesis.hash, now_ms=0
-    )
-    machine.fees = 0
+    """Register a subnet with nodes and delegations and activate it, in one block: what chance would take long for.
+    Nothing is done where there is no slot or hotkey left."""
     have = set(machine.subnets())
     name = b"subnet %d" % machine.best.number
     info = {
@@ -473,7 +482,8 @@ def found_subnet(machine: Machine, *, nodes: int = 4) -> None:
     free = [each for each in machine.hotkeys if each not in used]
     if len(free) < nodes or len(machine.get(n.AssignedSlots)) >= machine.length - 3:
         return
-    assert not machine.submit("register_subnet", owner, {"max_cost": 2**100, "subnet_data": info})
+    if machine.submit("register_subnet", owner, {"max_cost": 2**100, "subnet_data": info}):
+        return  # the network is paused, or the owner cannot pay
     (subnet_id,) = set(machine.subnets()) - have
     for place in range(nodes):
         machine.peers += 1
@@ -484,11 +494,7 @@ def found_subnet(machine: Machine, *, nodes: int = 4) -> None:
             "stake_to_be_added": 200 * TENSOR, "unique": None, "non_unique": None, "max_burn_amount": 2**100,
             "delegate_account": {"account_id": machine.coldkeys[5], "rate": 10**17} if place == 3 else None,
         }  # fmt: skip
-        assert not machine.submit("register_subnet_node", machine.coldkeys[place % COLDKEYS], args)
+        machine.submit("register_subnet_node", machine.coldkeys[place % COLDKEYS], args)
     delegation = {"subnet_id": subnet_id, "stake_to_be_added": 300_000 * TENSOR}
-    assert not machine.submit("add_to_delegate_stake", machine.coldkeys[4], delegation)
-    assert not machine.submit("activate_subnet", owner, {"subnet_id": subnet_id})
-    block = machine.builder.finish()
-    machine.state.apply(block.changes)
-    machine.best = block
-    machine.blocks.append(block)
+    machine.submit("add_to_delegate_stake", machine.coldkeys[4], delegation)
+    machine.submit("activate_subnet", owner, {"subnet_id": subnet_id})

@@ -17,7 +17,7 @@ def live(seed: int, *, epochs: int, calls: int, names: set[str] | None = None) -
     machine = Machine(seed, calls=[call for call in CALLS if names is None or call.name in names])
     for epoch in range(epochs):
         if epoch % 5 == 0:
-            found_subnet(machine)
+            machine.block(lambda: found_subnet(machine))
         while machine.best.number < (epoch + 1) * machine.length:
             machine.step(machine.rng.randrange(calls + 1))
     machine.replay()
@@ -28,7 +28,7 @@ def test_any_calls() -> None:
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     for seed in range(3):
-        machine = live(seed, epochs=30, calls=6)
+        machine = live(seed, epochs=24, calls=6)
         done += machine.done
         failed += Counter(name for name, _ in machine.failed.elements())
     tried = {call.name for call in CALLS}
@@ -38,7 +38,7 @@ def test_any_calls() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 140))
+@pytest.mark.parametrize("seed", range(100, 112))
 def test_many_calls(seed: int) -> None:
     live(seed, epochs=120, calls=8)
 

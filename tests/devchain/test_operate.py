@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -615,3 +616,36 @@ def test_a_kill_loses_at_most_the_block_in_progress(tmp_path: Path, arm: Deadly,
     chain.new_block()
     assert chain.nonce(ALICE.address) == number + extra + 1
     chain.close()
+
+
+def _live(folder: str, told: Any) -> None:
+    chain = DevChain(DevChainConfig(fund=FUND, data_dir=Path(folder), history_blocks=16))
+    chain.store._db.execute("PRAGMA wal_autocheckpoint = 3")  # the log is copied into the database all the time
+    while True:
+        chain.submit(transfer(chain))
+        told.send((chain.best.number, chain.best.hash))
+        chain.new_block()
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for kill in range(60):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_live, args=(str(tmp_path), theirs))
+        child.start()
+        theirs.close()
+        for _ in range(1 + kill % 7):  # then at whatever it is doing
+            said = ours.recv()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        with contextlib.suppress(EOFError):
+            while True:
+                said = ours.recv()
+        chain = DevChain(DevChainConfig(fund=FUND, data_dir=tmp_path, history_blocks=16))
+        assert chain.best.number in (said[0], said[0] + 1)
+        assert chain.store.hash_of(said[0]) == said[1]
+        planck_adds_up(chain)
+        assert replayed(chain) == chain.best.hash
+        chain.close()
