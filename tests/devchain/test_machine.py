@@ -32,8 +32,8 @@ def test_any_calls() -> None:
         done += machine.done
         failed += Counter(name for name, _ in machine.failed.elements())
     tried = {call.name for call in CALLS}
-    assert set(done) | set(failed) == tried
-    assert len(done) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
+    assert set(done) | set(failed) >= tried
+    assert len(tried & set(done)) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
     assert done.total() > 0.4 * failed.total()
 
 
