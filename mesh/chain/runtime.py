@@ -13,7 +13,7 @@ from typing import Final
 
 import xxhash
 
-from mesh.chain.codec import Kind, Reader, compact, decode, decode_all, encode, encode_fields
+from mesh.chain.codec import Kind, Reader, compact, decode, decode_all, encode, encode_fields, no_pause
 from mesh.chain.metadata import Metadata, StorageItem
 from mesh.chain.types import Event
 from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, WrongChain
@@ -244,15 +244,20 @@ class EventRecord:
     event: Event
 
 
-def decode_events(metadata: Metadata, raw: bytes | None) -> tuple[EventRecord, ...]:
-    """`System.Events`, every byte consumed. Raises ChainError."""
+def decode_events(
+    metadata: Metadata, raw: bytes | None, pause: Callable[[], None] = no_pause
+) -> tuple[EventRecord, ...]:
+    """`System.Events`, every byte consumed; `pause` is called between events. Raises ChainError."""
     if raw is None:
         return ()
     fields = metadata.event_record_fields
     reader = Reader(raw)
-    records = tuple(_decode_record(metadata, fields, reader) for _ in range(reader.count()))
+    records: list[EventRecord] = []
+    for _ in range(reader.count()):
+        records.append(_decode_record(metadata, fields, reader))
+        pause()
     reader.finish()
-    return records
+    return tuple(records)
 
 
 def _decode_record(metadata: Metadata, fields: Mapping[str, int], reader: Reader) -> EventRecord:

@@ -334,7 +334,8 @@ async def require_owner(chain: Chain, signer: AccountKey, subnet_id: int) -> int
     real = await chain.resolve_subnet_id(subnet_id)
     owner = (await chain.subnet(real)).owner
     if owner != signer.account_id:
-        raise CallRefused(f"only the coldkey that owns subnet {subnet_id} may do this: {checksum_address(owner)}")
+        known = "nobody" if owner is None else checksum_address(owner)
+        raise CallRefused(f"only the coldkey that owns subnet {subnet_id} may do this: {known}")
     return real
 
 
@@ -387,7 +388,7 @@ async def _facts(chain: Chain, subnet_id: int, *, deep: bool = False) -> dict[st
         return known
     bootnodes = [text for peer in await chain.bootnodes(subnet_id) for text in peer.multiaddrs()]
     return known | {
-        "owner": checksum_address(info.owner),
+        "owner": None if info.owner is None else checksum_address(info.owner),
         "slot": info.slot,
         "start_epoch": info.start_epoch,
         "min_stake_planck": str(info.min_stake_planck),
