@@ -137,6 +137,8 @@ def booked(state: ReadState, item: str) -> Counter[str]:
 AMOUNTS: Final = (0, 1, 499, 500, 999, 1000, TENSOR, 100 * TENSOR, 250 * TENSOR, 2**100, 2**128 - 1)
 RATES: Final = (0, 1, 10**16, 10**17, 2 * 10**17, 5 * 10**17, 10**18, 10**18 + 1, 2**128 - 1)
 RATE_WORDS: Final = ("rate", "percentage", "weight", "factor", "threshold", "reputation")
+ENDS: Final = ("owner_deactivate_subnet", "owner_pause_subnet")
+"""Tried less often, or no subnet lives long."""
 SALT, WEIGHT = b"salt", 5 * 10**17
 
 
@@ -180,8 +182,11 @@ class Machine:
     def live(self, calls: int) -> None:
         """What happens in a block of `step`."""
         self.consensus()
+        self.overwatch()
         for _ in range(calls):
             call = self.rng.choice(self.calls)
+            if call.name in ENDS and self.likely():
+                continue
             args = self.arguments(call)
             self.submit(call.name, self.origin(call, args), args, tip=self.rng.choice((0, 0, 0, 1, 10**15)))
         if self.rng.random() < 0.1:  # accounts end by this, too
@@ -324,6 +329,16 @@ class Machine:
                 if self.rng.random() < eager:
                     attestor = self.get(n.SubnetNodeIdHotkey, subnet_id, node)
                     self.submit("attest", attestor, {"subnet_id": subnet_id, "attest_data": None})
+
+    def overwatch(self) -> None:
+        """Overwatchers commit to weights of all subnets at the start of their epoch and reveal them at its end."""
+        name = {1: "commit_overwatch_subnet_weights", self.length - 1: "reveal_overwatch_subnet_weights"}.get(
+            self.builder.number % self.length
+        )
+        for call in (each for each in CALLS if each.name == name):
+            for (node,) in self.keys_of(n.OverwatchNodes):
+                args = self.arguments(call) | {"overwatch_node_id": node}
+                self.submit(call.name, self.get(n.OverwatchNodeIdHotkey, node), args)
 
     # arguments
 
