@@ -52,9 +52,10 @@ test: check
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-#: js-libp2p beside us; Node.js 20 or newer.
+#: js-libp2p beside our nodes, @polkadot/api on our chain; Node.js 20 or newer.
 test-npm: install
 	cd tests/interop/js && npm ci --no-audit --no-fund
+	cd tests/interop/polkadot && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest -m npm --timeout 600
 
 test-gpu: install

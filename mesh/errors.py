@@ -135,12 +135,27 @@ class ChainUnavailable(ChainError):
     """No chain RPC answered in time; retryable."""
 
 
+class StatePruned(ChainError):
+    """The node keeps the state of this block no more; one that keeps all of it (an archive node) can be asked."""
+
+
 class WrongChain(ChainError):
     """The URL leads to another chain than expected (genesis hash, dialect, or not a local chain)."""
 
 
 class ChainsDisagree(ChainError):
     """Chains that should be the same tell different things of one block; which of them is wrong is not known."""
+
+
+class BlockUnavailable(ChainError):
+    """A block, or the state at it, is not to be had from this node: pruned, of another fork, or not there yet.
+
+    `number` is None where only the hash was known, and the node does not know it either.
+    """
+
+    def __init__(self, message: str, *, number: int | None) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class CallRefused(ChainError):

@@ -14,6 +14,7 @@ import hmac
 import os
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from mesh.errors import KeyFileError, RemoteProtocolError
+from mesh.files import sync_directory
 from mesh.peer import PeerID
 
 MIN_RSA_BITS: Final = 2048
@@ -197,6 +199,10 @@ class AccountKey:
     account_id: bytes = field(repr=False)
     address: str
 
+    def sign(self, message: bytes) -> bytes:
+        """The 65 bytes r, s, v of the chain's accounts over keccak256(message); the same for the same message."""
+        return bytes(coincurve.PrivateKey(self.private).sign_recoverable(keccak256(message), hasher=None))
+
     @classmethod
     def from_private(cls, private: bytes) -> AccountKey:
         """From 32 bytes. Raises KeyFileError."""
@@ -281,7 +287,13 @@ def parse_address(text: str) -> bytes:
 
 def is_dev_account(account_id: bytes) -> bool:
     """Whether anybody knows this account's key (the development accounts)."""
-    return account_id in {AccountKey.dev(name).account_id for name in DEV_NAMES}
+    return account_id in _dev_accounts()
+
+
+@lru_cache(maxsize=1)
+def _dev_accounts() -> frozenset[bytes]:
+    # nine derivations of a phrase take ten milliseconds, and this is asked at every submission
+    return frozenset(AccountKey.dev(name).account_id for name in DEV_NAMES)
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -312,6 +324,7 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
             os.link(temporary, path)  # fails if someone was faster, where rename would replace
         else:
             os.replace(temporary, path)
+        sync_directory(path.parent)  # an account may be paid into as soon as its key is said to be there
     except FileExistsError as error:
         raise KeyFileError(f"{path} is already there: choose another path, or pass --force to replace it") from error
     except OSError as error:
@@ -324,7 +337,8 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
 def read_secret(path: Path) -> bytes:
     """Read a key file. Raises KeyFileError when it is missing, too large, or readable by others."""
     try:
-        with path.open("rb") as file:
+        # Without waiting: a pipe under a key's name would hold up whoever lists a folder.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise KeyFileError(f"{path} is not a file")

@@ -2,7 +2,8 @@
 
 Two implementations pass tests/contract/test_chain.py: `mesh.chain.substrate.SubstrateChain` and
 `mesh.testing.FakeChain`. Reads take `at` (a block hash) or use the best block; what must agree is read at one hash.
-Every method raises ChainUnavailable when no RPC answers within the configured time; cancellation is always safe.
+Every method raises ChainUnavailable when no RPC answers within the configured time, and BlockUnavailable for a block
+that is unknown or whose state is not kept any more; cancellation is always safe.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Chain(Protocol):
         ...
 
     async def block_hash(self, number: int) -> bytes:
-        """Hash of a block of the best chain. Raises ChainError when there is none yet."""
+        """Hash of a block of the best chain. Raises BlockUnavailable when there is none yet."""
         ...
 
     def heads(self) -> AsyncIterator[BlockRef]:
@@ -96,11 +97,19 @@ class Chain(Protocol):
         """All entries under a (partial) key, decoded."""
         ...
 
+    async def constant(self, pallet: str, name: str) -> object:
+        """One decoded constant of the metadata. Raises CallRefused when there is none."""
+        ...
+
+    async def estimate_fee(self, call: str, args: Mapping[str, object], signer: AccountKey) -> int:
+        """What `submit` of the same would pay in planck. Nothing valid is signed, nothing sent. Raises CallRefused."""
+        ...
+
     async def submit(self, call: str, args: Mapping[str, object], signer: AccountKey) -> Receipt:
         """Sign `Pallet.call` (or a Network call by bare name), submit, wait until it is in a block.
 
-        Exactly once through the journal. Raises CallRefused, ExtrinsicInvalid, ExtrinsicFailed, ExtrinsicLost,
-        ChainUnavailable. Cancelled: the extrinsic may still be included; the journal knows.
+        Exactly once, also across a crash of this process or of the node. Raises CallRefused, ExtrinsicInvalid,
+        ExtrinsicFailed, ExtrinsicLost, ChainUnavailable. Cancelled: it may be included yet; the same call goes on.
         """
         ...
 

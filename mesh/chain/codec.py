@@ -21,7 +21,7 @@ Specification: docs.substrate.io "Type encoding (SCALE)".
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,13 +90,21 @@ class TypeDef:
 Registry = Sequence[TypeDef]
 
 
+def no_pause() -> None:
+    """Go on at once."""
+
+
 class Reader:
-    """A cursor over bytes. Reading past the end raises ChainError."""
+    """A cursor over bytes. Reading past the end raises ChainError.
 
-    __slots__ = ("data", "position")
+    `pause` is called between the items of what is long: who decodes beside an event loop lets it run there.
+    """
 
-    def __init__(self, data: bytes) -> None:
+    __slots__ = ("data", "pause", "position")
+
+    def __init__(self, data: bytes, pause: Callable[[], None] = no_pause) -> None:
         self.data = data
+        self.pause = pause
         self.position = 0
 
     @property
@@ -175,9 +183,9 @@ def label(definition: TypeDef) -> str:
 # --- decoding -------------------------------------------------------------------------------------------------
 
 
-def decode_all(registry: Registry, type_id: int, data: bytes) -> object:
+def decode_all(registry: Registry, type_id: int, data: bytes, pause: Callable[[], None] = no_pause) -> object:
     """Exactly one value: bytes missing or left over raise ChainError."""
-    reader = Reader(data)
+    reader = Reader(data, pause)
     value = decode(registry, type_id, reader)
     reader.finish()
     return value
@@ -205,7 +213,11 @@ def decode(registry: Registry, type_id: int, reader: Reader, depth: int = 0) -> 
             count = reader.compact()
             if count > max(reader.left, MAX_EMPTY_ITEMS):
                 raise ChainError(f"the chain's bytes promise {count} items, {reader.left} bytes left")
-            return [decode(registry, definition.inner[0], reader, depth) for _ in range(count)]
+            items: list[object] = []
+            for _ in range(count):
+                items.append(decode(registry, definition.inner[0], reader, depth))
+                reader.pause()
+            return items
         case Kind.ARRAY:
             if is_byte(registry, definition.inner[0]):
                 return reader.take(definition.length)
@@ -221,7 +233,7 @@ def decode(registry: Registry, type_id: int, reader: Reader, depth: int = 0) -> 
 
 def decode_fields(registry: Registry, fields: Sequence[Field], reader: Reader, depth: int = 0) -> object:
     """Fields of a struct or variant: dict when named, the value when there is one without a name, else tuple."""
-    if fields and all(field.name is not None for field in fields):
+    if fields and fields[0].name is not None:  # Rust names all fields of a struct or none
         return {str(field.name): decode(registry, field.type_id, reader, depth) for field in fields}
     values = tuple(decode(registry, field.type_id, reader, depth) for field in fields)
     return values[0] if len(values) == 1 else values

@@ -4,20 +4,27 @@ Both call themselves spec version 1, so the metadata decides: a runtime with the
 "validator ids" (S, the newer source), one without it "coldkey and hotkey" (W, the deployed runtime, against which
 everything here is checked with recorded data). Of S nothing recorded exists: its calls follow the published names, and
 what its storage lacks is refused by name instead of guessed.
+
+Callers speak W: a call that S has under another name or with other arguments is translated, ids it wants are looked
+up on the chain. A call that S has under the name given is passed on as it is.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
+from mesh.chain.info import NODE_INFO_S, NODE_INFO_W, SUBNET_INFO_S, SUBNET_INFO_W, Layout
 from mesh.chain.types import NodeClass, Score, Submission, SubnetInfo, SubnetNode, SubnetState
 from mesh.errors import CallRefused, ChainError, RemoteProtocolError, WrongChain
 from mesh.peer import Multiaddr, PeerID, PeerInfo
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=enum.Enum)
 
 PALLET: Final = "Network"
 _ACCOUNT_BYTES: Final = 20
@@ -39,12 +46,32 @@ class Read:
     keys: tuple[object, ...]
 
 
+class Lookup(Protocol):
+    """Ids that a translation asks the chain for."""
+
+    def validator_of(self, coldkey: bytes) -> int:
+        """Raises CallRefused when the account has no validator."""
+        ...
+
+    def node_of(self, subnet_id: int, hotkey: bytes) -> int:
+        """Raises CallRefused when it is the hotkey of no node there."""
+        ...
+
+
 class Dialect(Protocol):
     """What differs between the two pallets."""
 
     name: str
     needs_node_id: bool
     """Whether propose and attest name the node."""
+    subnet_layouts: tuple[Layout, ...]
+    """How the runtime may lay out what its API tells of a subnet, the likeliest first."""
+    node_layouts: tuple[Layout, ...]
+
+    def translate(self, call: Call, *, known: Container[str], signer: bytes, look: Lookup) -> Call:
+        """The call as this pallet takes it; `known` are the names of its calls. Raises CallRefused for what this
+        pallet has no place for."""
+        ...
 
     def propose(self, subnet_id: int, node_id: int | None, scores: Sequence[Score], args: bytes) -> Call:
         """`propose_attestation`; scores ascending by node id."""
@@ -72,6 +99,11 @@ class HotkeyDialect:
 
     name = "coldkey/hotkey"
     needs_node_id = False
+    subnet_layouts: tuple[Layout, ...] = (SUBNET_INFO_W, SUBNET_INFO_S)
+    node_layouts: tuple[Layout, ...] = (NODE_INFO_W, NODE_INFO_S)
+
+    def translate(self, call: Call, *, known: Container[str], signer: bytes, look: Lookup) -> Call:
+        return call
 
     def propose(self, subnet_id: int, node_id: int | None, scores: Sequence[Score], args: bytes) -> Call:
         return Call("propose_attestation", _proposal(subnet_id, scores, args))
@@ -100,6 +132,31 @@ class ValidatorDialect:
 
     name = "validator ids"
     needs_node_id = True
+    subnet_layouts: tuple[Layout, ...] = (SUBNET_INFO_S, SUBNET_INFO_W)
+    node_layouts: tuple[Layout, ...] = (NODE_INFO_S, NODE_INFO_W)
+
+    def translate(self, call: Call, *, known: Container[str], signer: bytes, look: Lookup) -> Call:
+        args = dict(call.args)
+        if call.name == "register_subnet":
+            return Call(call.name, {**args, "subnet_data": _with_validators(args.get("subnet_data"), look)})
+        if call.name == "register_subnet_node" and "validator_id" not in args:
+            for name, nothing in (("delegate_reward_rate", 0), ("delegate_account", None)):
+                if args.pop(name, nothing) != nothing:
+                    raise CallRefused(
+                        f"on this chain {name} is the validator's, not the node's: call update_validator_{name}"
+                    )
+            return Call(call.name, {**args, "validator_id": look.validator_of(signer)})
+        if call.name in known:
+            return call
+        if call.name == "add_stake":
+            args.pop("hotkey", None)
+            return Call("add_node_stake", args)
+        if call.name == "remove_stake":
+            subnet_id, hotkey = args.get("subnet_id"), args.pop("hotkey", None)
+            if isinstance(subnet_id, int) and isinstance(hotkey, bytes):
+                args["subnet_node_id"] = look.node_of(subnet_id, hotkey)
+            return Call("remove_node_stake", args)
+        return Call(_S_NAMES.get(call.name, call.name), args)
 
     def propose(self, subnet_id: int, node_id: int | None, scores: Sequence[Score], args: bytes) -> Call:
         return Call(
@@ -128,8 +185,29 @@ class ValidatorDialect:
         validator, one, other, reputation = values
         if not isinstance(validator, Mapping):
             raise ChainError(f"node {node.get('id')} belongs to a validator the chain does not have")
-        stake = max(s for s in (one, other) if isinstance(s, int))
+        stake = max((s for s in (one, other) if isinstance(s, int)), default=None)
         return _node(node, account(validator, "coldkey"), account(validator, "hotkey"), stake, reputation)
+
+
+_S_NAMES: Final = {
+    "add_to_delegate_stake": "add_delegate_stake",
+    "swap_delegate_stake": "swap_from_subnet_to_subnet",
+    "update_peer_info": "update_node_peer_info",
+    "update_bootnode_peer_info": "update_node_bootnode_peer_info",
+    "update_client_peer_info": "update_node_client_peer_info",
+    "update_unique": "update_node_unique",
+    "update_non_unique": "update_node_non_unique",
+}
+"""Calls of W that S has under another name."""
+
+
+def _with_validators(data: object, look: Lookup) -> object:
+    """A subnet's registration with the validators of its initial coldkeys."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("initial_coldkeys"), Mapping):
+        return data
+    rest = {name: value for name, value in data.items() if name != "initial_coldkeys"}
+    counts = {look.validator_of(coldkey): count for coldkey, count in data["initial_coldkeys"].items()}
+    return {**rest, "initial_validators": counts}
 
 
 def choose(calls: Mapping[str, object]) -> Dialect:
@@ -147,16 +225,41 @@ def subnet_info(
 ) -> SubnetInfo:
     """From `SubnetsData` and the items beside it. Raises ChainError when a field is missing."""
     name = data.get("name")
+    if owner is not None and (not isinstance(owner, bytes) or len(owner) != _ACCOUNT_BYTES):
+        raise ChainError("the chain's subnet has an owner that is no account")
     return SubnetInfo(
         subnet_id=integer(data, "id"),
         friendly_id=integer(data, "friendly_id"),
         name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
-        state=SubnetState[str(data.get("state")).upper()],
+        state=_member(SubnetState, data.get("state")),
         start_epoch=integer(data, "start_epoch"),
         slot=slot if isinstance(slot, int) else None,
-        owner=owner if isinstance(owner, bytes) else bytes(_ACCOUNT_BYTES),
-        min_stake_planck=min_stake if isinstance(min_stake, int) else 0,
-        max_stake_planck=max_stake if isinstance(max_stake, int) else 0,
+        owner=owner,
+        min_stake_planck=_integer(min_stake, "least stake"),
+        max_stake_planck=_integer(max_stake, "largest stake"),
+    )
+
+
+def subnet_of_info(data: Mapping[str, object]) -> SubnetInfo:
+    """From what the runtime API tells of a subnet, in either layout."""
+    return subnet_info(
+        data,
+        slot=data.get("slot_index"),
+        owner=data.get("owner"),
+        min_stake=data.get("min_stake"),
+        max_stake=data.get("max_stake"),
+    )
+
+
+def node_of_info(data: Mapping[str, object]) -> SubnetNode | None:
+    """From what the runtime API tells of a node, in either layout; None when its peer id is malformed."""
+    node = {**data, "id": integer(data, "subnet_node_id")}
+    return _node(
+        node,
+        account(data, "coldkey"),
+        account(data, "hotkey"),
+        data.get("stake_balance"),
+        data.get("subnet_node_reputation"),
     )
 
 
@@ -258,11 +361,25 @@ def _node(
         peer_id=peer,
         bootnode_peer_id=_peer_of(node, "bootnode_peer_info", node_id),
         client_peer_id=_peer_of(node, "client_peer_info", node_id),
-        node_class=NodeClass[str(classification.get("node_class")).upper()],
+        node_class=_member(NodeClass, classification.get("node_class")),
         start_epoch=integer(classification, "start_epoch"),
-        stake_planck=stake if isinstance(stake, int) else 0,
-        reputation=reputation if isinstance(reputation, int) else 0,
+        stake_planck=_integer(stake, f"stake of node {node_id}"),
+        reputation=_integer(reputation, f"reputation of node {node_id}"),
     )
+
+
+def _integer(value: object, what: str) -> int:
+    if not isinstance(value, int):
+        raise ChainError(f"the chain tells no {what}")
+    return value
+
+
+def _member(members: type[M], name: object) -> M:
+    """The member of one of our enums that a variant of the chain's means. Raises ChainError."""
+    try:
+        return members[str(name).upper()]
+    except KeyError as error:
+        raise ChainError(f"the chain's {members.__name__} {str(name)[:40]!r} is not known") from error
 
 
 def _peer_of(node: Mapping[str, object], name: str, node_id: int) -> PeerID | None:

@@ -1,4 +1,4 @@
-"""New heads over trio-websocket: a small JSON-RPC subscription in the event loop, so that no thread waits for blocks.
+"""New heads by subscription.
 
 Only the tick and the header's digest are used; number and hash of the best block are asked for over the worker's
 connection, whose replies are checked.
@@ -6,78 +6,41 @@ connection, whose replies are checked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
-import trio_websocket
 
-from mesh.errors import ChainError, ChainUnavailable, first_leaf
+from mesh.chain.subscription import SocketConfig, subscribe
+from mesh.errors import ChainError, first_leaf
 
 RUNTIME_UPDATED: Final = "0x08"
 """The digest item RuntimeEnvironmentUpdated: this block changed the runtime's code."""
-_PENDING_MESSAGES: Final = 16
 
 
-class HeadsConfig(Protocol):
+class HeadsConfig(SocketConfig, Protocol):
     """The bounds this needs (ChainConfig has them)."""
 
     @property
-    def call_timeout_s(self) -> float: ...
-
-    @property
-    def ping_interval_s(self) -> float: ...
-
-    @property
     def silence_s(self) -> float: ...
-
-    @property
-    def max_message_bytes(self) -> int: ...
 
 
 async def follow_heads(url: str, on_head: Callable[[bool], Awaitable[None]], config: HeadsConfig) -> None:
     """Subscribe to new heads and call `on_head(runtime_changed)` at each until the connection ends.
 
     Heads that arrive while `on_head` works are one call; after `silence_s` without one it is called all the same.
-    Never returns: raises ChainUnavailable when the connection cannot be made or ends, ChainError when the node speaks
-    no JSON-RPC.
+    Never returns: raises what `subscribe` raises, and what `on_head` does.
     """
-    ended: ChainError | None = None
+    tick = _Tick()
+    ended: BaseException | None = None
     try:
-        async with trio_websocket.open_websocket_url(
-            url,
-            connect_timeout=config.call_timeout_s,
-            disconnect_timeout=1,
-            max_message_size=config.max_message_bytes,
-            message_queue_size=_PENDING_MESSAGES,
-        ) as websocket:
-            request = {"jsonrpc": "2.0", "id": 1, "method": "chain_subscribeNewHeads", "params": []}
-            await websocket.send_message(json.dumps(request))
-            with trio.fail_after(config.call_timeout_s):
-                reply = _parse(await websocket.get_message())
-            if reply.get("id") != 1 or "result" not in reply:
-                raise ChainError(f"{url} refuses chain_subscribeNewHeads: {str(reply.get('error'))[:200]}")
-            state = _Tick()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_ping, websocket, config)
-                nursery.start_soon(_deliver, state, on_head, config.silence_s)
-                while True:
-                    changed = _runtime_changed(_parse(await websocket.get_message()))
-                    state.tell(changed)
-    except* (
-        trio_websocket.ConnectionClosed,
-        trio_websocket.HandshakeError,
-        trio_websocket.ConnectionTimeout,
-        trio.TooSlowError,
-        OSError,
-        ValueError,
-    ) as group:
-        ended = ChainUnavailable(f"the head subscription at {url} ended: {first_leaf(group)!r}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_deliver, tick, on_head, config.silence_s)
+            await subscribe(url, "chain_subscribeNewHeads", (), tick.tell, config)
     except* ChainError as group:
-        ended = ChainError(str(first_leaf(group)))
-    # raised out here: an error raised inside `except*` would itself arrive wrapped in a group
-    raise ended or ChainUnavailable(f"the head subscription at {url} ended")
+        ended = first_leaf(group)
+    if ended is not None:
+        raise ended
 
 
 class _Tick:
@@ -87,8 +50,8 @@ class _Tick:
         self.event = trio.Event()
         self.runtime_changed = False
 
-    def tell(self, runtime_changed: bool) -> None:
-        self.runtime_changed |= runtime_changed
+    def tell(self, header: object) -> None:
+        self.runtime_changed |= _runtime_changed(header)
         self.event.set()
 
 
@@ -101,27 +64,7 @@ async def _deliver(tick: _Tick, on_head: Callable[[bool], Awaitable[None]], sile
         await on_head(changed)
 
 
-async def _ping(websocket: trio_websocket.WebSocketConnection, config: HeadsConfig) -> None:
-    """A connection that answers no ping is dead, though TCP may not know for minutes."""
-    while True:
-        await trio.sleep(config.ping_interval_s)
-        with trio.fail_after(config.call_timeout_s):
-            await websocket.ping()
-
-
-def _parse(message: str | bytes) -> dict[str, object]:
-    try:
-        parsed = json.loads(message)
-    except (ValueError, RecursionError) as error:
-        raise ChainError(f"the chain's node sent what is no JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ChainError("the chain's node sent JSON that is no object")
-    return parsed
-
-
-def _runtime_changed(message: dict[str, object]) -> bool:
-    params = message.get("params")
-    header = params.get("result") if isinstance(params, dict) else None
+def _runtime_changed(header: object) -> bool:
     digest = header.get("digest") if isinstance(header, dict) else None
     logs = digest.get("logs") if isinstance(digest, dict) else None
     return isinstance(logs, list) and RUNTIME_UPDATED in logs

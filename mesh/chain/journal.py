@@ -50,10 +50,12 @@ class Fate(enum.StrEnum):
 
 
 class Delivery(enum.StrEnum):
-    """Whether a caller learned the fate. One found by a later start waits for the same call to be made again."""
+    """Whether it is certain that a caller learned the fate."""
 
     DELIVERED = "delivered"
+    """It is: the process that was told went on to the next such call, or ended in order."""
     WAITING = "waiting"
+    """It is not: after a crash the same call, made again, gets this fate instead of a second extrinsic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Done:
     fate: Fate
     delivery: Delivery
     block: int
+    teller: int = 0
+    """The process that told its caller, 0 when none did."""
 
 
 class Journal:
@@ -99,7 +103,7 @@ class Journal:
     @classmethod
     def open_locked(cls, directory: Path, *, genesis: bytes, account: bytes) -> Journal | None:
         """Open and read it; None while another process (or chain object) has it. Raises JournalDamaged, ChainError."""
-        path = directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
+        path = journal_path(directory, genesis=genesis, account=account)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -131,31 +135,38 @@ class Journal:
         return tuple(self._done.values())
 
     def open(self, entry: Entry) -> None:
-        """Write an entry; on return it is on disk and its bytes may be sent."""
+        """Write an entry; on return it is on disk and its bytes may be sent. One that was closed is open again."""
         self._append(_entry_line(entry))
+        self._done.pop(entry.extrinsic_hash, None)
         self._pending[entry.extrinsic_hash] = entry
 
-    def close(self, entry: Entry, fate: Fate, *, delivery: Delivery, block: int = -1) -> None:
+    def close(self, entry: Entry, fate: Fate, *, delivery: Delivery, block: int = -1, teller: int = 0) -> None:
         """Write an entry's fate."""
-        done = Done(entry, fate, delivery, block)
+        done = Done(entry, fate, delivery, block, teller)
         self._append(_done_line(done))
         self._pending.pop(entry.extrinsic_hash, None)
         self._done[entry.extrinsic_hash] = done
         if self.path.stat().st_size > MAX_JOURNAL_BYTES:
             self._rewrite()
 
-    def claim(self, purpose: bytes, *, head: int) -> Done | None:
-        """The fate nobody has heard yet of the same call, made again while the entry's era lasts; then delivered."""
-        for done in self._done.values():
-            if (
-                done.entry.purpose == purpose
-                and done.delivery is Delivery.WAITING
-                and done.fate is Fate.INCLUDED
-                and head < done.entry.era_end
-            ):
-                self.close(done.entry, done.fate, delivery=Delivery.DELIVERED, block=done.block)
-                return done
-        return None
+    def unheard(self, purpose: bytes, *, head: int) -> tuple[Done, ...]:
+        """Inclusions of this very call that perhaps nobody heard of, while their eras last: those found by a later
+        start, and those whose teller lives no more. (A teller in this process knows what it told.)"""
+        return tuple(
+            done
+            for done in self._done.values()
+            if done.entry.purpose == purpose
+            and done.delivery is Delivery.WAITING
+            and done.fate is Fate.INCLUDED
+            and head < done.entry.era_end
+            and (done.teller in (0, os.getpid()) or not _lives(done.teller))
+        )
+
+    def deliver(self, extrinsic_hash: bytes) -> None:
+        """Write that the fate was heard."""
+        done = self._done.get(extrinsic_hash)
+        if done is not None and done.delivery is Delivery.WAITING:
+            self.close(done.entry, done.fate, delivery=Delivery.DELIVERED, block=done.block)
 
     def _append(self, line: str) -> None:
         try:
@@ -228,10 +239,18 @@ class Journal:
             if entry.account != self._account:
                 raise ValueError("the entry is another account's")
             self._pending[digest] = entry
+            self._done.pop(digest, None)
             return
         entry_or_done = self._pending.pop(digest, None) or self._done[digest].entry
         fate, delivery = Fate(str(step["fate"])), Delivery(str(step["delivery"]))
-        self._done[digest] = Done(entry_or_done, fate, delivery, int(str(step["block"])))
+        self._done[digest] = Done(
+            entry_or_done, fate, delivery, int(str(step["block"])), int(str(step.get("teller", 0)))
+        )
+
+
+def journal_path(directory: Path, *, genesis: bytes, account: bytes) -> Path:
+    """The file of an account on a chain."""
+    return directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
 
 
 def _write_all(handle: int, data: bytes) -> None:
@@ -247,7 +266,17 @@ def _entry_line(entry: Entry) -> str:
 
 def _done_line(done: Done) -> str:
     step = {"step": "close", "extrinsic_hash": done.entry.extrinsic_hash.hex(), "block": done.block}
-    return json.dumps({**step, "fate": done.fate.value, "delivery": done.delivery.value})
+    return json.dumps({**step, "fate": done.fate.value, "delivery": done.delivery.value, "teller": done.teller})
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process: there is one
+        return True
+    return True
 
 
 def _check(text: bytes) -> bytes:

@@ -111,6 +111,14 @@ class OfflineChain:
         """Raises ChainError."""
         _refuse()
 
+    async def constant(self, pallet: str, name: str) -> object:
+        """Raises ChainError."""
+        _refuse()
+
+    async def estimate_fee(self, call: str, args: Mapping[str, object], signer: AccountKey) -> int:
+        """Raises ChainError."""
+        _refuse()
+
     async def submit(self, call: str, args: Mapping[str, object], signer: AccountKey) -> Receipt:
         """Raises ChainError."""
         _refuse()

@@ -13,7 +13,7 @@ from typing import Final
 
 import xxhash
 
-from mesh.chain.codec import Kind, Reader, compact, decode, decode_all, encode, encode_fields
+from mesh.chain.codec import Kind, Reader, compact, decode, decode_all, encode, encode_fields, no_pause
 from mesh.chain.metadata import Metadata, StorageItem
 from mesh.chain.types import Event
 from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, WrongChain
@@ -142,6 +142,19 @@ def encode_call(metadata: Metadata, pallet: str, name: str, args: Mapping[str, o
     return bytes((metadata.pallet(pallet).index, variant.index)) + body
 
 
+def decode_call(metadata: Metadata, raw: bytes) -> tuple[str, dict[str, object]]:
+    """(`Pallet.call`, arguments by name) of a call's bytes: what a signature of them would say. Raises ChainError."""
+    reader = Reader(raw)
+    pallet = metadata.by_index.get(reader.uint(1))
+    index = reader.uint(1)
+    variant = None if pallet is None else next((v for v in pallet.calls.values() if v.index == index), None)
+    if pallet is None or variant is None:
+        raise ChainError(f"no call of this chain begins with 0x{raw[:2].hex()}")
+    args = {str(field.name): decode(metadata.registry, field.type_id, reader) for field in variant.fields}
+    reader.finish()
+    return f"{pallet.name}.{variant.name}", args
+
+
 def require_known_format(metadata: Metadata) -> None:
     """Raises WrongChain unless extrinsics are v4 with 20-byte accounts and 65-byte signatures."""
     if metadata.extrinsic_version != 4:
@@ -231,15 +244,20 @@ class EventRecord:
     event: Event
 
 
-def decode_events(metadata: Metadata, raw: bytes | None) -> tuple[EventRecord, ...]:
-    """`System.Events`, every byte consumed. Raises ChainError."""
+def decode_events(
+    metadata: Metadata, raw: bytes | None, pause: Callable[[], None] = no_pause
+) -> tuple[EventRecord, ...]:
+    """`System.Events`, every byte consumed; `pause` is called between events. Raises ChainError."""
     if raw is None:
         return ()
     fields = metadata.event_record_fields
     reader = Reader(raw)
-    records = tuple(_decode_record(metadata, fields, reader) for _ in range(reader.count()))
+    records: list[EventRecord] = []
+    for _ in range(reader.count()):
+        records.append(_decode_record(metadata, fields, reader))
+        pause()
     reader.finish()
-    return records
+    return tuple(records)
 
 
 def _decode_record(metadata: Metadata, fields: Mapping[str, int], reader: Reader) -> EventRecord:

@@ -1,32 +1,40 @@
 """One connection to a node, used from one thread: raw JSON-RPC, checked replies, and what is read with them.
 
-`rpc` is a function from method and parameters to the JSON result; SubstrateChain's comes from substrate-interface, a
-test's from a table. Nothing here waits for anything else, keeps no lock and knows no event loop.
+`rpc` is a function from method and parameters to the JSON result; SubstrateChain's is a websocket (link.py), a test's
+a table. Nothing here waits for anything else, keeps no lock and knows no event loop.
+
+A block's number and parent are believed only from a header that hashes to the block's hash.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import logging
+import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from mesh.chain import dialect as dialects
+from mesh.chain import info, runtime
 from mesh.chain import metadata as metadata_v14
-from mesh.chain import runtime
-from mesh.chain.codec import Reader
-from mesh.chain.dialect import PALLET, Dialect, Read
+from mesh.chain.codec import Reader, compact
+from mesh.chain.dialect import PALLET, Call, Dialect, Read
 from mesh.chain.metadata import Metadata, StorageItem
 from mesh.chain.runtime import EventRecord, Version
 from mesh.chain.types import FIRST_SUBNET_ID, Balance, BlockRef, Snapshot, Submission, SubnetInfo, SubnetNode
-from mesh.errors import CallRefused, ChainError
+from mesh.errors import BlockUnavailable, CallRefused, ChainError
 from mesh.files import Durable, replace_file
 from mesh.peer import PeerInfo
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HASH_BYTES: Final = 32
 METHOD_NOT_FOUND: Final = -32601
@@ -38,6 +46,13 @@ MAX_ENTRIES: Final = 65_536
 KEPT_BLOCKS: Final = 256
 """Blocks whose extrinsic hashes are remembered: four eras."""
 MAX_BLOCK_EXTRINSICS: Final = 100_000
+HELD_S: Final = 0.001
+LET_GO_S: Final = 0.0001
+MAX_DIGEST_LOGS: Final = 1024
+PRUNED_AFTER_BLOCKS: Final = 256
+"""A node that is no archive keeps the state of so many blocks."""
+_NO_SUCH_BLOCK: Final = re.compile(r"discarded|unknown ?block|header was not found", re.IGNORECASE)
+"""What nodes say, under several codes, of a block or state they do not have."""
 
 Rpc = Callable[[str, Sequence[object]], object]
 
@@ -60,6 +75,39 @@ class BlockBody:
     extrinsics: tuple[bytes, ...]
 
 
+class Breath:
+    """Called often while something is decoded: lets other threads have the interpreter every millisecond.
+
+    Left to itself Python takes it from a thread after 5 ms only, and the event loop wants it at every turn.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __call__(self) -> None:
+        if time.perf_counter() - self._since > HELD_S:
+            time.sleep(LET_GO_S)  # 0 would take it back before the other thread is awake
+            self._since = time.perf_counter()
+
+
+class Source(enum.Enum):
+    """Where a gathered struct is read, in this order; storage comes last."""
+
+    STATE_CALL = enum.auto()
+    """The runtime API, through `state_call`."""
+    NETWORK_RPC = enum.auto()
+    """The node's own `network_*`."""
+
+
+class Trust(enum.Enum):
+    """What a source turned out to be worth, on this connection and runtime."""
+
+    PROVED = enum.auto()
+    """It told the same as storage."""
+    REFUSED = enum.auto()
+    """It told something else, nothing that can be read, or nothing."""
+
+
 @dataclass
 class Session:
     """A connection's state: its chain and the runtime as last read."""
@@ -73,6 +121,10 @@ class Session:
     dialect: Dialect
     cache_dir: Path | None
     blocks: OrderedDict[bytes, BlockBody] = field(default_factory=OrderedDict)
+    refs: OrderedDict[bytes, BlockRef] = field(default_factory=OrderedDict)
+    trust: dict[tuple[Source, str], Trust] = field(default_factory=dict)
+    layouts: info.Layouts | None = None
+    """Of the structs that the metadata does not have, made when first needed."""
     next_index_known: bool = True
     """Whether the node may have `system_accountNextIndex` (pool-aware nonces)."""
 
@@ -104,6 +156,8 @@ def refresh_runtime(session: Session) -> None:
     session.metadata = read_metadata(session.rpc, session.genesis, version, session.cache_dir)
     session.dialect = dialects.choose(session.metadata.pallet(PALLET).calls)
     session.version = version
+    session.trust.clear()
+    session.layouts = None
 
 
 def read_version(rpc: Rpc) -> Version:
@@ -147,7 +201,7 @@ def read_metadata(rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | 
 
 
 def _checked(raw: bytes) -> Metadata:
-    metadata = metadata_v14.parse(raw)
+    metadata = metadata_v14.parse(raw, Breath())
     runtime.require_known_format(metadata)
     return metadata
 
@@ -174,18 +228,69 @@ def finalized(session: Session) -> BlockRef:
 
 
 def block_ref(session: Session, block_hash: bytes) -> BlockRef:
-    """A block's number from its hash. Raises ChainError when the node does not know it."""
+    """A block's number from its hash. Raises BlockUnavailable when the node does not know it."""
+    known = session.refs.get(block_hash)
+    if known is not None:
+        return known
     header = session.rpc("chain_getHeader", [_hex(block_hash)])
-    if not isinstance(header, Mapping):
-        raise ChainError(f"the node does not know the block 0x{block_hash.hex()}")
-    return BlockRef(_number(header.get("number")), block_hash)
+    if header is None:
+        raise _unknown(session, block_hash)
+    number, _ = _checked_header(session, header, block_hash)
+    ref = session.refs[block_hash] = BlockRef(number, block_hash)
+    while len(session.refs) > KEPT_BLOCKS:
+        session.refs.popitem(last=False)
+    return ref
+
+
+def _checked_header(session: Session, header: object, wanted: bytes) -> tuple[int, bytes]:
+    """(number, parent's hash) from a header that is the wanted block's: its hash is blake2-256 of its SCALE bytes."""
+    digest = header.get("digest") if isinstance(header, Mapping) else None
+    logs = digest.get("logs") if isinstance(digest, Mapping) else None
+    if not isinstance(header, Mapping) or not isinstance(logs, list) or len(logs) > MAX_DIGEST_LOGS:
+        raise ChainError(f"the node's answer for block 0x{wanted.hex()} has no header")
+    height = block_number(header.get("number"))
+    parent = unhex(header.get("parentHash"), "parent hash", HASH_BYTES)
+    roots = [unhex(header.get(name), name, HASH_BYTES) for name in ("stateRoot", "extrinsicsRoot")]
+    items = b"".join(unhex(item, "digest item") for item in logs)
+    if runtime.blake2(parent + compact(height) + b"".join(roots) + compact(len(logs)) + items) != wanted and (
+        height or wanted != session.genesis  # a fork made for tests may name its first block as it likes
+    ):
+        raise ChainError(f"the node's header for block 0x{wanted.hex()} is not that block's: it has another hash")
+    return height, parent
+
+
+def _unknown(session: Session, wanted: bytes, height: int | None = None) -> BlockUnavailable:
+    name = f"block 0x{wanted.hex()}" if height is None else f"block {height} (0x{wanted.hex()})"
+    return BlockUnavailable(
+        f"the node at {session.url} does not know {name}: it is of another fork, or the node is not synchronized; "
+        "read at a newer block",
+        number=height,
+    )
+
+
+def at_block(session: Session, method: str, params: Sequence[object], at: bytes) -> object:
+    """`rpc` for what is read at a block. Raises BlockUnavailable when the node has not that block or its state."""
+    try:
+        return session.rpc(method, params)
+    except RpcRefused as error:
+        if not _NO_SUCH_BLOCK.search(error.message):
+            raise
+        try:
+            height = block_ref(session, at).number
+        except BlockUnavailable as unknown:
+            raise unknown from error
+        raise BlockUnavailable(
+            f"the node at {session.url} keeps the state of block {height} (0x{at.hex()}) no more: a node that is no "
+            f"archive keeps {PRUNED_AFTER_BLOCKS} blocks; give the URL of an archive node, or read sooner",
+            number=height,
+        ) from error
 
 
 def block_hash(session: Session, number: int) -> bytes:
     """Hash of a block of the best chain. Raises ChainError when there is none yet."""
     answer = session.rpc("chain_getBlockHash", [number])
     if answer is None:
-        raise ChainError(f"the chain has no block {number} yet")
+        raise BlockUnavailable(f"the chain has no block {number} yet", number=number)
     return unhex(answer, f"hash of block {number}", HASH_BYTES)
 
 
@@ -195,16 +300,15 @@ def block_body(session: Session, wanted: bytes) -> BlockBody:
     if known is not None:
         return known
     answer = session.rpc("chain_getBlock", [_hex(wanted)])
+    if answer is None:
+        raise _unknown(session, wanted)
     block = answer.get("block") if isinstance(answer, Mapping) else None
-    header = block.get("header") if isinstance(block, Mapping) else None
     raws = block.get("extrinsics") if isinstance(block, Mapping) else None
-    if not isinstance(header, Mapping) or not isinstance(raws, list) or len(raws) > MAX_BLOCK_EXTRINSICS:
+    if not isinstance(block, Mapping) or not isinstance(raws, list) or len(raws) > MAX_BLOCK_EXTRINSICS:
         raise ChainError(f"the node's answer for block 0x{wanted.hex()} is no block")
-    body = BlockBody(
-        BlockRef(_number(header.get("number")), wanted),
-        unhex(header.get("parentHash"), "parent hash", HASH_BYTES),
-        tuple(runtime.blake2(unhex(raw, "extrinsic")) for raw in raws),
-    )
+    height, parent = _checked_header(session, block.get("header"), wanted)
+    hashes = tuple(runtime.blake2(unhex(raw, "extrinsic")) for raw in raws)
+    body = BlockBody(BlockRef(height, wanted), parent, hashes)
     session.blocks[wanted] = body
     while len(session.blocks) > KEPT_BLOCKS:
         session.blocks.popitem(last=False)
@@ -241,7 +345,7 @@ def events(session: Session, at: bytes) -> tuple[EventRecord, ...]:
     """Events of a block, with the extrinsic that caused each."""
     item = session.metadata.item("System", "Events")
     key = runtime.storage_key(session.metadata, item, ())
-    return runtime.decode_events(session.metadata, read_raw(session, [key], at)[key])
+    return runtime.decode_events(session.metadata, read_raw(session, [key], at)[key], Breath())
 
 
 # --- storage --------------------------------------------------------------------------------------------------
@@ -249,12 +353,16 @@ def events(session: Session, at: bytes) -> tuple[EventRecord, ...]:
 
 def read_raw(session: Session, keys: Sequence[bytes], at: bytes | None) -> dict[bytes, bytes | None]:
     """Raw values of many keys at one block, in pages. Raises ChainError when the node leaves one out."""
-    if at is None:
+    if at is None and len(keys) > PAGE_KEYS:  # one page is of one block by itself
         at = unhex(session.rpc("chain_getHead", []), "head", HASH_BYTES)
     values: dict[bytes, bytes | None] = {}
     for start in range(0, len(keys), PAGE_KEYS):
         page = keys[start : start + PAGE_KEYS]
-        answer = session.rpc("state_queryStorageAt", [[_hex(key) for key in page], _hex(at)])
+        wanted = [_hex(key) for key in page]
+        if at is None:
+            answer = session.rpc("state_queryStorageAt", [wanted])
+        else:
+            answer = at_block(session, "state_queryStorageAt", [wanted, _hex(at)], at)
         if not isinstance(answer, list):
             raise ChainError("the node's answer to state_queryStorageAt is no list")
         for change_set in answer:
@@ -277,7 +385,12 @@ def read_many(session: Session, reads: Sequence[Read], at: bytes | None, pallet:
     items = [metadata.item(pallet, read.item) for read in reads]
     keys = [runtime.storage_key(metadata, item, read.keys) for item, read in zip(items, reads, strict=True)]
     raw = read_raw(session, list(dict.fromkeys(keys)), at)
-    return [runtime.decode_value(metadata, item, raw[key]) for item, key in zip(items, keys, strict=True)]
+    breath = Breath()
+    values: list[object] = []
+    for item, key in zip(items, keys, strict=True):
+        values.append(runtime.decode_value(metadata, item, raw[key]))
+        breath()
+    return values
 
 
 def read_map(
@@ -290,7 +403,12 @@ def read_map(
     found = _keys_under(session, item, keys, at)
     raw = read_raw(session, found, at)
     metadata = session.metadata
-    return [(runtime.decode_keys(metadata, item, k), runtime.decode_value(metadata, item, raw[k])) for k in found]
+    breath = Breath()
+    entries: list[tuple[tuple[object, ...], object]] = []
+    for key in found:
+        entries.append((runtime.decode_keys(metadata, item, key), runtime.decode_value(metadata, item, raw[key])))
+        breath()
+    return entries
 
 
 def _keys_under(session: Session, item: StorageItem, keys: Sequence[object], at: bytes) -> list[bytes]:
@@ -298,7 +416,7 @@ def _keys_under(session: Session, item: StorageItem, keys: Sequence[object], at:
     found: list[bytes] = []
     while True:
         start = [_hex(found[-1])] if found else [None]
-        answer = session.rpc("state_getKeysPaged", [_hex(prefix), PAGE_KEYS, *start, _hex(at)])
+        answer = at_block(session, "state_getKeysPaged", [_hex(prefix), PAGE_KEYS, *start, _hex(at)], at)
         if not isinstance(answer, list):
             raise ChainError("the node's answer to state_getKeysPaged is no list")
         page = [unhex(key, "storage key") for key in answer]
@@ -316,8 +434,9 @@ def _keys_under(session: Session, item: StorageItem, keys: Sequence[object], at:
 
 def state_call(session: Session, name: str, data: bytes, at: bytes | None = None) -> bytes:
     """A runtime API's answer, raw."""
-    params = [name, _hex(data)] if at is None else [name, _hex(data), _hex(at)]
-    return unhex(session.rpc("state_call", params), name)
+    if at is None:
+        return unhex(session.rpc("state_call", [name, _hex(data)]), name)
+    return unhex(at_block(session, "state_call", [name, _hex(data), _hex(at)], at), name)
 
 
 # --- what the Chain protocol asks -----------------------------------------------------------------------------
@@ -337,7 +456,22 @@ def resolve_subnet_id(session: Session, subnet_id: int) -> int:
 
 
 def subnet(session: Session, subnet_id: int, at: bytes | None) -> SubnetInfo:
-    """A subnet's facts at one block."""
+    """A subnet's facts at one block, as the runtime gathers them, or from storage."""
+    block = head(session).hash if at is None else at
+    for source in Source:
+        data = _gathered(session, source, _SUBNET, subnet_id, block)
+        if not isinstance(data, Mapping):
+            continue  # also where it says that there is none: storage has the last word
+        told = _understood(session, source, _SUBNET, partial(dialects.subnet_of_info, data))
+        if told is None or told.subnet_id != subnet_id:
+            continue
+        if session.trust.get((source, _SUBNET.function)) is Trust.PROVED:
+            return told
+        return _compared(session, source, _SUBNET, told, _stored_subnet(session, subnet_id, block))
+    return _stored_subnet(session, subnet_id, block)
+
+
+def _stored_subnet(session: Session, subnet_id: int, at: bytes) -> SubnetInfo:
     names = ("SubnetsData", "SubnetSlot", "SubnetOwner", "SubnetMinStakeBalance", "SubnetMaxStakeBalance")
     data, slot, owner, low, high = read_many(session, [Read(name, (subnet_id,)) for name in names], at)
     if not isinstance(data, Mapping):
@@ -346,22 +480,121 @@ def subnet(session: Session, subnet_id: int, at: bytes | None) -> SubnetInfo:
 
 
 def snapshot(session: Session, subnet_id: int, at: BlockRef | None) -> Snapshot:
-    """All nodes of a subnet at one block."""
+    """All nodes of a subnet at one block, as the runtime gathers them, or from storage.
+
+    Who is a node is read from storage's keys in either case: everybody must name the same nodes of a block.
+    """
     block = at or head(session)
+    ids: set[object] = set()
+    for name in session.dialect.node_maps():
+        item = session.metadata.item(PALLET, name)
+        keys = _keys_under(session, item, (subnet_id,), block.hash)
+        ids.update(runtime.decode_keys(session.metadata, item, key)[-1] for key in keys)
+    for source in Source if ids else ():
+        data = _gathered(session, source, _NODES, subnet_id, block.hash)
+        if not isinstance(data, list):
+            continue
+        told = _understood(session, source, _NODES, partial(_nodes_of_info, data, subnet_id, ids))
+        if told is None:
+            continue
+        if session.trust.get((source, _NODES.function)) is Trust.PROVED:
+            return Snapshot(subnet_id, block, told)
+        stored = _stored_nodes(session, subnet_id, block.hash)
+        return Snapshot(subnet_id, block, _compared(session, source, _NODES, told, stored))
+    return Snapshot(subnet_id, block, _stored_nodes(session, subnet_id, block.hash) if ids else ())
+
+
+def _nodes_of_info(data: Sequence[object], subnet_id: int, ids: set[object]) -> tuple[SubnetNode, ...]:
+    raws = [each for each in data if isinstance(each, Mapping) and each.get("subnet_id") == subnet_id]
+    if {each.get("subnet_node_id") for each in raws} != ids or len(raws) != len(ids):
+        raise ChainError(f"it names {len(raws)} of the {len(ids)} nodes in storage")
+    breath = Breath()
+    found: list[SubnetNode | None] = []
+    for each in raws:
+        found.append(dialects.node_of_info(each))
+        breath()
+    return tuple(sorted((node for node in found if node is not None), key=lambda node: node.node_id))
+
+
+def _stored_nodes(session: Session, subnet_id: int, at: bytes) -> tuple[SubnetNode, ...]:
     dialect = session.dialect
     raws: dict[int, Mapping[str, object]] = {}
     for name in dialect.node_maps():
-        for _, node in read_map(session, PALLET, name, (subnet_id,), block.hash):
+        for _, node in read_map(session, PALLET, name, (subnet_id,), at):
             if isinstance(node, Mapping):
                 raws.setdefault(dialects.integer(node, "id"), node)
     reads = {node_id: dialect.node_reads(subnet_id, raw) for node_id, raw in sorted(raws.items())}
-    values = iter(read_many(session, [read for group in reads.values() for read in group], block.hash))
+    values = iter(read_many(session, [read for group in reads.values() for read in group], at))
     nodes: list[SubnetNode] = []
     for node_id, group in reads.items():
         node = dialect.node(raws[node_id], [next(values) for _ in group])
         if node is not None:
             nodes.append(node)
-    return Snapshot(subnet_id, block, tuple(nodes))
+    return tuple(nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Api:
+    """A function of the runtime's `NetworkRuntimeApi`, which takes a subnet id."""
+
+    function: str
+    rpc: str
+    shape: str
+
+
+_SUBNET: Final = _Api("get_subnet_info", "network_getSubnetInfo", info.Shape.OPTION)
+_NODES: Final = _Api("get_subnet_nodes_info", "network_getSubnetNodesInfo", info.Shape.VEC)
+
+
+def _gathered(session: Session, source: Source, api: _Api, subnet_id: int, at: bytes) -> object:
+    """What a source tells, decoded; None where it tells nothing. Raises BlockUnavailable."""
+    if session.trust.get((source, api.function)) is Trust.REFUSED:
+        return None
+    session.layouts = session.layouts or info.build(session.metadata)
+    layouts = session.dialect.subnet_layouts if api is _SUBNET else session.dialect.node_layouts
+
+    def read() -> object:
+        if source is Source.STATE_CALL:
+            argument = subnet_id.to_bytes(4, "little")
+            raw = info.unwrap(state_call(session, f"NetworkRuntimeApi_{api.function}", argument, at))
+        else:
+            raw = _bytes_of(at_block(session, api.rpc, [subnet_id, _hex(at)], at))
+        assert session.layouts is not None
+        return session.layouts.read(api.shape, layouts, raw, Breath())
+
+    return _understood(session, source, api, read)
+
+
+def _bytes_of(answer: object) -> bytes:
+    """The bytes of an answer of `network_*`: a JSON list of numbers."""
+    if isinstance(answer, str):
+        return unhex(answer, "answer")
+    if not isinstance(answer, list) or not all(isinstance(each, int) and 0 <= each < 256 for each in answer):
+        raise ChainError("the node's answer is no list of bytes")
+    return bytes(answer)
+
+
+def _understood(session: Session, source: Source, api: _Api, read: Callable[[], T]) -> T | None:
+    """`read()`; None, and the source is not asked again, where it raises a ChainError other than BlockUnavailable."""
+    try:
+        return read()
+    except BlockUnavailable:
+        raise
+    except RpcRefused as error:
+        log.debug("%s: %s", api.function, error)
+    except ChainError as error:
+        log.warning("%s by %s: %s; another source is read from now on", api.function, source.name, error)
+    session.trust[source, api.function] = Trust.REFUSED
+    return None
+
+
+def _compared(session: Session, source: Source, api: _Api, told: T, stored: T) -> T:
+    """What storage has, after noting whether the source told the same."""
+    same = told == stored
+    session.trust[source, api.function] = Trust.PROVED if same else Trust.REFUSED
+    if not same:
+        log.warning("%s by %s tells something else than storage has; it is not read", api.function, source.name)
+    return stored
 
 
 def bootnodes(session: Session, subnet_id: int) -> tuple[PeerInfo, ...]:
@@ -397,6 +630,52 @@ def node_of_hotkey(session: Session, subnet_id: int, hotkey: bytes) -> int:
         if node.hotkey == hotkey:
             return node.node_id
     raise CallRefused(f"0x{hotkey.hex()} is the hotkey of no node in subnet {subnet_id}")
+
+
+def encode_call(session: Session, pallet: str, name: str, args: Mapping[str, object], signer: bytes) -> bytes:
+    """A call's bytes, translated into the pallet's dialect. Raises CallRefused."""
+    if pallet == PALLET:
+        known = session.metadata.pallet(PALLET).calls
+        call = session.dialect.translate(Call(name, dict(args)), known=known, signer=signer, look=_Lookup(session))
+        name, args = call.name, call.args
+    return runtime.encode_call(session.metadata, pallet, name, args)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """dialect.Lookup over this connection."""
+
+    session: Session
+
+    def validator_of(self, coldkey: bytes) -> int:
+        (found,) = read_many(self.session, [Read("ColdkeyValidatorId", (coldkey,))], None)
+        if not isinstance(found, int) or not found:
+            raise CallRefused(f"0x{coldkey.hex()} has no validator on this chain: call register_validator first")
+        return found
+
+    def node_of(self, subnet_id: int, hotkey: bytes) -> int:
+        return node_of_hotkey(self.session, subnet_id, hotkey)
+
+
+def epoch_and_end(session: Session, subnet_id: int) -> tuple[int, int] | None:
+    """(subnet epoch of the best block, first block of the next one); None for a subnet without a slot."""
+    if "SubnetSlot" not in session.metadata.pallet(PALLET).storage:
+        return None
+    best = head(session)
+    (slot,) = read_many(session, [Read("SubnetSlot", (subnet_id,))], best.hash)
+    length = constant(session, PALLET, "EpochLength")
+    if not isinstance(slot, int) or not isinstance(length, int) or length < 1 or best.number < slot:
+        return None
+    epoch = (best.number - slot) // length
+    return epoch, slot + (epoch + 1) * length
+
+
+def nonce_at(session: Session, account: bytes, at: bytes) -> int:
+    """The account's next nonce in the state at a block: how many of its extrinsics are in the chain."""
+    (found,) = read_many(session, [Read("Account", (account,))], at, "System")
+    if not isinstance(found, Mapping):
+        raise ChainError("the chain's account is no struct")
+    return dialects.integer(found, "nonce")
 
 
 def next_nonce(session: Session, account: bytes) -> int:
@@ -448,14 +727,15 @@ def unhex(value: object, what: str, length: int | None = None) -> bytes:
     return raw
 
 
-def _number(value: object) -> int:
+def block_number(value: object) -> int:
+    """A header's block number. Raises ChainError."""
     try:
-        number = int(str(value), 16)
+        height = int(str(value), 16)
     except ValueError as error:
         raise ChainError(f"the node's block number is {str(value)[:40]!r}") from error
-    if not 0 <= number < 1 << 32:
-        raise ChainError(f"the node's block number is {number}")
-    return number
+    if not 0 <= height < 1 << 32:
+        raise ChainError(f"the node's block number is {height}")
+    return height
 
 
 def _hex(raw: bytes) -> str:

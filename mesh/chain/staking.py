@@ -1,4 +1,6 @@
-"""What stakers and owners do on the chain, as functions: the commands and the demo both call these.
+"""Registering and activating on the chain, as functions: the commands and the demo both call these.
+
+Everything else a staker or an owner does is a call of mesh.chain.calls handed to `sign`.
 
 Each signs one extrinsic with the coldkey it is given and returns what the caller needs next. Amounts are planck,
 shares of 1e18 are 100 %. Errors are the Chain protocol's; ExtrinsicFailed carries the pallet's error name.
@@ -9,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mesh.chain import calls
+from mesh.chain.calls import multiaddr_bytes, peer_struct
 from mesh.chain.client import Chain
-from mesh.chain.dialect import peer_id_bytes
+from mesh.chain.dialect import Call, peer_id_bytes
 from mesh.chain.types import FIRST_SUBNET_ID, ONE, PLANCK_PER_TENSOR, Receipt
 from mesh.errors import ChainError
 from mesh.identity import AccountKey
-from mesh.peer import Multiaddr, PeerID, PeerInfo
+from mesh.peer import PeerID, PeerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ async def register_subnet(
     """Register a subnet; returns its real id. `initial_coldkeys` maps accounts to how many nodes each may register
     before activation; every bootnode needs one address."""
     receipt = await chain.submit("register_subnet", subnet_args(terms, initial_coldkeys, bootnodes), owner)
-    return _new_id(receipt, "SubnetRegistered", "subnet_id"), receipt
+    return new_id(receipt, "SubnetRegistered", "subnet_id"), receipt
 
 
 def subnet_args(
@@ -76,7 +80,7 @@ def subnet_args(
             "max_stake": terms.max_stake_planck,
             "delegate_stake_percentage": terms.delegate_stake_percentage,
             "initial_coldkeys": dict(initial_coldkeys),
-            "bootnodes": {peer_id_bytes(b.peer_id): _multiaddr_bytes(b) for b in bootnodes},
+            "bootnodes": {peer_id_bytes(b.peer_id): multiaddr_bytes(b) for b in bootnodes},
         },
     }
 
@@ -85,26 +89,21 @@ async def register_node(chain: Chain, coldkey: AccountKey, *, subnet_id: int, te
     """Register and stake a node; returns its node id."""
     real = await chain.resolve_subnet_id(subnet_id)
     receipt = await chain.submit("register_subnet_node", node_args(real, terms), coldkey)
-    for name in ("SubnetNodeRegistered", "SubnetNodeActivated"):
-        for event in receipt.events:
-            if event.name == name:
-                return _int(event.fields["subnet_node_id"]), receipt
-    raise ChainError("the node was registered, but the block has no event with its id: look with `mesh doctor`")
+    return node_id_of(receipt), receipt
 
 
 def node_args(subnet_id: int, terms: NodeTerms) -> dict[str, object]:
     """The arguments of `register_subnet_node`; `subnet_id` is a real id."""
     bootnode: dict[str, object] | None = None
     if terms.bootnode_peer_id is not None:
-        bootnode = _peer(terms.bootnode_peer_id)
-        if terms.bootnode is not None:
-            bootnode["multiaddr"] = _multiaddr_bytes(terms.bootnode)
+        at = terms.bootnode.addrs if terms.bootnode is not None else ()
+        bootnode = peer_struct(PeerInfo(terms.bootnode_peer_id, at))
     return {
         "subnet_id": subnet_id,
         "hotkey": terms.hotkey,
-        "peer_info": _peer(terms.peer_id),
+        "peer_info": peer_struct(PeerInfo(terms.peer_id, ())),
         "bootnode_peer_info": bootnode,
-        "client_peer_info": None if terms.client_peer_id is None else _peer(terms.client_peer_id),
+        "client_peer_info": None if terms.client_peer_id is None else peer_struct(PeerInfo(terms.client_peer_id, ())),
         "delegate_reward_rate": terms.delegate_reward_rate,
         "stake_to_be_added": terms.stake_planck,
         "unique": terms.unique,
@@ -116,19 +115,23 @@ def node_args(subnet_id: int, terms: NodeTerms) -> dict[str, object]:
 
 async def activate_subnet(chain: Chain, owner: AccountKey, *, subnet_id: int) -> Receipt:
     """Activate a registered subnet that has enough nodes and delegated stake."""
-    real = await chain.resolve_subnet_id(subnet_id)
-    return await chain.submit("activate_subnet", {"subnet_id": real}, owner)
+    return await sign(chain, owner, calls.activate_subnet(await chain.resolve_subnet_id(subnet_id)))
 
 
 async def add_delegate_stake(chain: Chain, account: AccountKey, *, subnet_id: int, amount_planck: int) -> Receipt:
     """Delegate stake to a subnet."""
     real = await chain.resolve_subnet_id(subnet_id)
-    return await chain.submit("add_to_delegate_stake", {"subnet_id": real, "stake_to_be_added": amount_planck}, account)
+    return await sign(chain, account, calls.delegate(real, amount_planck=amount_planck))
 
 
 async def transfer(chain: Chain, account: AccountKey, *, to: bytes, amount_planck: int) -> Receipt:
     """Send planck; the sender's account must stay above the existential deposit."""
-    return await chain.submit("Balances.transfer_keep_alive", {"dest": to, "value": amount_planck}, account)
+    return await sign(chain, account, calls.transfer(to, amount_planck=amount_planck))
+
+
+async def sign(chain: Chain, signer: AccountKey, call: Call) -> Receipt:
+    """Submit any call of mesh.chain.calls."""
+    return await chain.submit(call.name, call.args, signer)
 
 
 def describe_subnet_id(subnet_id: int, friendly_id: int) -> str:
@@ -136,17 +139,17 @@ def describe_subnet_id(subnet_id: int, friendly_id: int) -> str:
     return f"{subnet_id} (friendly id {friendly_id})" if subnet_id >= FIRST_SUBNET_ID else str(subnet_id)
 
 
-def _peer(peer: PeerID) -> dict[str, object]:
-    return {"peer_id": peer_id_bytes(peer), "multiaddr": None}
+def node_id_of(receipt: Receipt) -> int:
+    """The id a registration gave a node. Raises ChainError when the receipt is of something else."""
+    for name in ("SubnetNodeRegistered", "SubnetNodeActivated"):
+        for event in receipt.events:
+            if event.name == name:
+                return _int(event.fields["subnet_node_id"])
+    raise ChainError("the node was registered, but the block has no event with its id: look with `mesh node list`")
 
 
-def _multiaddr_bytes(info: PeerInfo) -> bytes:
-    if not info.addrs:
-        raise ChainError(f"bootnode {info.peer_id} needs an address: /ip4/…/tcp/…/p2p/{info.peer_id}")
-    return bytes(Multiaddr(f"{info.addrs[0]}/p2p/{info.peer_id}").to_bytes())
-
-
-def _new_id(receipt: Receipt, event_name: str, field: str) -> int:
+def new_id(receipt: Receipt, event_name: str, field: str) -> int:
+    """A field of the first event of this name. Raises ChainError when there is none."""
     for event in receipt.events:
         if event.name == event_name:
             return _int(event.fields[field])

@@ -48,7 +48,7 @@ class SubnetState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SubnetInfo:
-    """One subnet. `slot` is None until it is activated."""
+    """One subnet. `slot` is None until it is activated, `owner` where the chain names none."""
 
     subnet_id: int
     friendly_id: int
@@ -56,7 +56,7 @@ class SubnetInfo:
     state: SubnetState
     start_epoch: int
     slot: int | None
-    owner: bytes
+    owner: bytes | None
     min_stake_planck: int
     max_stake_planck: int
 

@@ -7,21 +7,22 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import trio
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from mesh.config import DEFAULT_CHAIN_URL
+from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES
 from mesh.errors import (
     ConfigError,
     ExtrinsicFailed,
@@ -31,13 +32,11 @@ from mesh.errors import (
     RemoteFailure,
     WorkerError,
 )
-from mesh.identity import AccountKey, load_account_key
+from mesh.identity import AccountKey
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
-
-SECRET_VARIABLES = ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE")
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -107,6 +106,37 @@ HINTS = {
     "MaxBurnAmountExceeded": "registering burns more right now: wait, or raise --max_burn_amount",
     "TxRateLimitExceeded": "too soon after the last transaction: wait a block",
     "Paused": "the chain takes no calls at the moment",
+    "NotKeyOwner": "only the coldkey that owns the hotkey may do this",
+    "InvalidSubnetId": "there is no such subnet: see `mesh subnet list`",
+    "InvalidSubnetNodeId": "there is no such node: see `mesh node list`",
+    "SubnetMustBeActive": "the subnet is not active",
+    "SubnetMustBePaused": "the subnet is not paused",
+    "SubnetIsPaused": "the subnet is paused",
+    "SubnetMustBeRegistering": "only before the subnet is activated",
+    "SubnetPauseCooldownActive": "the last pause was too short a time ago",
+    "MinSubnetRegistrationEpochsNotMet": "the subnet was registered too short a time ago: wait some epochs",
+    "ElectedValidatorCannotUnstake": "the node is elected for this epoch: try again in the next",
+    "ElectedValidatorCannotRemove": "the node is elected for this epoch: try again in the next",
+    "MinActiveNodeStakeEpochs": "the node has not been active for long enough to unstake",
+    "NotEnoughStakeToWithdraw": "there is not so much: see `mesh stake list` and `mesh delegate list`",
+    "NoStakeUnbondingsOrCooldownNotMet": "nothing has cooled down yet: see `mesh stake list`",
+    "MaxUnlockingsReached": "too many withdrawals are cooling down: claim some first with `mesh stake claim`",
+    "MinDelegateStakeDepositNotReached": "delegate more",
+    "MustUnstakeToRegister": "the hotkey still has stake from before: `mesh stake remove --all` first",
+    "SurpassesMaxRewardRateDecrease": "the share may fall only a little at a time",
+    "MaxRewardRateUpdates": "the share was changed too short a time ago",
+    "DelegateStakePercentageUpdateTooSoon": "the share was changed too short a time ago",
+    "DelegateStakePercentageAbsDiffTooLarge": "the share may change only a little at a time",
+    "NotCommitPeriod": "this part of the overwatch epoch is for reveals: see `mesh overwatch show`",
+    "NotRevealPeriod": "this part of the overwatch epoch is for commits: see `mesh overwatch show`",
+    "ColdkeyNotOverwatchQualified": "the coldkey's nodes are too few, too young or too little trusted for overwatch",
+    "OverwatchEpochIsZero": "overwatch begins with the second overwatch epoch",
+    "SwapCallNotFound": "the swap was carried out already: see `mesh delegate list`",
+    "IdentityTaken": "another coldkey has this name: choose another --name",
+    "TooManyBootnodes": "remove some bootnodes first",
+    "InvalidAccess": "only the owner and the accounts it allowed may change bootnodes",
+    "NoPendingSubnetOwner": "the subnet was not offered to anybody",
+    "NotPendingSubnetOwner": "the subnet was offered to another account",
 }
 """What a staker can do about a pallet error."""
 
@@ -217,7 +247,7 @@ class ColdkeyOptions:
     """Which coldkey signs. Secrets on the command line are visible to others: local chains only."""
 
     coldkey_file: Path | None = None
-    "File with the coldkey (hexadecimal or BIP39 phrase, mode 0600). Otherwise MESH_COLDKEY or PHRASE is read."
+    "File with the coldkey (mode 0600), or its name in the key store (`mesh keys`). Otherwise MESH_COLDKEY or PHRASE."
     private_key: str | None = None
     "Coldkey in hexadecimal; accepted on a local chain only."
     phrase: str | None = None
@@ -233,13 +263,26 @@ class ColdkeyOptions:
             self.coldkey_file, ("MESH_COLDKEY", "PHRASE"), self.private_key or self.phrase, name="coldkey"
         )
 
+    def account_id(self) -> bytes:
+        """Whose coldkey it is; an encrypted file is taken at its word, so that looking needs no password."""
+        if self.coldkey_file is not None and not self.on_argv():
+            from mesh.cli.keyfiles import account_in, named_file
+
+            return account_in(named_file(self.coldkey_file))
+        return self.key().account_id
+
 
 def account_key(file: Path | None, variables: Sequence[str], text: str | None, *, name: str) -> AccountKey:
-    """From argv text, a file, or the first environment variable that is set, in this order."""
+    """From argv text, a file, or the first environment variable that is set, in this order.
+
+    An encrypted file's password is MESH_KEY_PASSWORD or asked for. Raises KeyFileError.
+    """
     if text is not None:
         return AccountKey.parse(text)
     if file is not None:
-        return load_account_key(file)
+        from mesh.cli.keyfiles import named_file, open_key
+
+        return open_key(named_file(file)).key
     for variable in variables:
         if value := os.environ.get(variable):
             return AccountKey.parse(value)
@@ -247,15 +290,21 @@ def account_key(file: Path | None, variables: Sequence[str], text: str | None, *
 
 
 @asynccontextmanager
-async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> AsyncIterator[SubstrateChain]:
+async def open_chain(
+    options: ChainOptions, *, secret_on_argv: bool = False, acknowledged: bool = False
+) -> AsyncIterator[SubstrateChain]:
     """A connected chain for one command. Raises ChainUnavailable after `chain_timeout`, WrongChain when a secret
-    was on the command line and the chain is not local."""
-    from mesh.chain.local import data_home
+    was on the command line and the chain is not local. `acknowledged`: public keys may sign on any chain."""
+    from mesh.chain.local import TestChain, data_home
     from mesh.chain.substrate import ChainConfig, SubstrateChain
     from mesh.errors import ChainUnavailable
 
     chain = SubstrateChain(
-        ChainConfig(urls=options.urls(), only_local=secret_on_argv),
+        ChainConfig(
+            urls=options.urls(),
+            only_local=secret_on_argv,
+            test_chain=TestChain.ACKNOWLEDGED if acknowledged else TestChain.NOT_SAID,
+        ),
         journal_dir=data_home() / "journal",
         cache_dir=data_home() / "metadata",
         rng=random.Random(os.urandom(16)),
@@ -275,17 +324,27 @@ async def open_chain(options: ChainOptions, *, secret_on_argv: bool = False) -> 
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
-def planck(text: str, *, name: str) -> int:
-    """TENSOR as typed (`100.5`) in planck, exactly. Raises ConfigError."""
-    from mesh.chain.types import PLANCK_PER_TENSOR
+_MAX_AMOUNT_CHARS = 80
+_UNITS = {"": 18, "tensor": 18, "planck": 0}
 
-    try:
-        amount = Decimal(text) * PLANCK_PER_TENSOR
-    except InvalidOperation as error:
-        raise ConfigError(f"--{name}: {text!r} is no amount") from error
-    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value() or amount >= 2**128:
-        raise ConfigError(f"--{name}: {text!r} must be a number from 0 with at most 18 decimals")
-    return int(amount)
+
+def planck(text: str, *, name: str) -> int:
+    """An amount as typed, in planck, exactly: `100`, `100.5 TENSOR`, `100500000000000000000 planck`. A number without
+    a unit is TENSOR. Raises ConfigError."""
+    found = _AMOUNT.fullmatch(text.strip()) if len(text) <= _MAX_AMOUNT_CHARS else None
+    if found is None or found["unit"].lower() not in _UNITS:
+        raise ConfigError(f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck")
+    digits = _UNITS[found["unit"].lower()]
+    fraction = (found["fraction"] or "").rstrip("0")
+    if len(fraction) > digits:
+        raise ConfigError(f"--{name}: {text!r} has more than {digits} decimals, and a planck cannot be divided")
+    amount = int(found["whole"].replace("_", "") + fraction.ljust(digits, "0"))
+    if amount >= 2**128:
+        raise ConfigError(f"--{name}: {text!r} is more than the chain can count")
+    return amount
+
+
+_AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
 def tensor(amount_planck: int) -> str:
@@ -293,3 +352,36 @@ def tensor(amount_planck: int) -> str:
     from mesh.chain.types import PLANCK_PER_TENSOR
 
     return f"{Decimal(amount_planck) / PLANCK_PER_TENSOR:,.4f}"
+
+
+def share(text: str, *, name: str) -> int:
+    """`0.125` or `12.5%` as a fraction of 1e18, exactly. Raises ConfigError."""
+    from mesh.chain.types import ONE
+
+    try:
+        with localcontext(prec=_MAX_AMOUNT_CHARS + 20):  # the usual 28 digits would round what has too many decimals
+            value = Decimal(text.removesuffix("%")) * (ONE // 100 if text.endswith("%") else ONE)
+    except InvalidOperation as error:
+        raise ConfigError(f"--{name}: {text!r} is no number") from error
+    if (
+        len(text) > _MAX_AMOUNT_CHARS
+        or not value.is_finite()
+        or not 0 <= value <= ONE
+        or value != value.to_integral_value()
+    ):
+        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
+    return int(value)
+
+
+def read_toml(path: Path | None) -> dict[str, Any]:
+    """A subnet's settings from a file, none without one. Raises ConfigError."""
+    if path is None:
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Sequence
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
+from mesh.chain import calls, staking
+from mesh.chain.checks import hotkey_warning, require_new_hotkey, tensor_text
+from mesh.chain.dialect import Call
+from mesh.chain.types import NodeClass
+from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
+from mesh.cli.common import ChainOptions, open_chain, planck, run_until_signalled, share
+from mesh.cli.keyfiles import account_in
 from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
-from mesh.errors import ConfigError
-from mesh.identity import checksum_address, load_account_key, load_peer_key, parse_address
+from mesh.cli.subnet import coldkeys_of, require_owner
+from mesh.errors import CallRefused, ConfigError
+from mesh.identity import AccountKey, checksum_address, load_peer_key, parse_address
 from mesh.peer import PeerID, PeerInfo
+
+if TYPE_CHECKING:
+    from mesh.chain.substrate import SubstrateChain
+    from mesh.chain.types import Receipt
 
 
 def register_subnet(
@@ -26,11 +38,19 @@ def register_subnet(
     delegate_stake_percentage: str = "0.1",
     initial_coldkeys: tuple[str, ...],
     bootnodes: tuple[str, ...],
-    json: bool = False,
-    coldkey: ColdkeyOptions | None = None,
-    chain: ChainOptions | None = None,
+    churn_limit: int | None = None,
+    subnet_node_queue_epochs: int | None = None,
+    idle_classification_epochs: int | None = None,
+    included_classification_epochs: int | None = None,
+    max_registered_nodes: int | None = None,
+    max_node_penalties: int | None = None,
+    key_types: tuple[str, ...] = (),
+    options: ActOptions | None = None,
 ) -> None:
     """Register a subnet; the coldkey becomes its owner and pays the registration cost.
+
+    What the chain sets after registration (churn, queue, classification, registered nodes) follows in extrinsics of
+    its own, signed in the same run.
 
     Args:
         name: Unique name.
@@ -43,18 +63,15 @@ def register_subnet(
         delegate_stake_percentage: Share of rewards for delegators, 0.05 to 0.95.
         initial_coldkeys: Three accounts or more that may register nodes before activation; A=2 means two nodes.
         bootnodes: Multiaddrs of bootnodes, /ip4/…/tcp/…/p2p/….
-        json: Print one JSON object.
+        churn_limit: Nodes that may become active from the queue at once.
+        subnet_node_queue_epochs: Epochs a new node waits in the queue.
+        idle_classification_epochs: Epochs a node stays Idle.
+        included_classification_epochs: Epochs a node stays Included.
+        max_registered_nodes: Nodes a coldkey may have waiting.
+        max_node_penalties: Of earlier networks; this one removes nodes by reputation, so it is ignored.
+        key_types: Of earlier networks; all key types are accepted, so it is ignored.
     """
-    from mesh.chain import staking
-
-    coldkey, chain = coldkey or ColdkeyOptions(), chain or ChainOptions()
-    owner = coldkey.key()
-    accounts: dict[bytes, int] = {}
-    for text in initial_coldkeys:
-        address, _, count = text.partition("=")
-        if count and not count.isdigit():
-            raise ConfigError(f"--initial-coldkeys: {text!r} must be ADDRESS or ADDRESS=NODES")
-        accounts[parse_address(address)] = int(count or 1)
+    accounts = coldkeys_of(initial_coldkeys, name="initial-coldkeys")
     terms = staking.SubnetTerms(
         name=name,
         repo=repo,
@@ -66,50 +83,71 @@ def register_subnet(
         delegate_stake_percentage=share(delegate_stake_percentage, name="delegate-stake-percentage"),
     )
     peers = [PeerInfo.parse(text) for text in bootnodes]
+    warnings = tuple(
+        f"--{flag} means nothing on this chain and is ignored"
+        for flag, given in (("max-node-penalties", max_node_penalties is not None), ("key-types", bool(key_types)))
+        if given
+    )
+    later: dict[str, int | None] = {
+        "churn_limit": churn_limit,
+        "registration_queue_epochs": subnet_node_queue_epochs,
+        "idle_classification_epochs": idle_classification_epochs,
+        "included_classification_epochs": included_classification_epochs,
+        "max_registered_nodes": max_registered_nodes,
+    }
 
-    async def run() -> None:
-        async with open_chain(chain, secret_on_argv=coldkey.on_argv()) as client:
-            subnet_id, receipt = await staking.register_subnet(
-                client, owner, terms=terms, initial_coldkeys=accounts, bootnodes=peers
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+        settings = ", ".join(f"{setting} {value}" for setting, value in later.items() if value is not None)
+        does = f"register the subnet {name!r} for at most {tensor_text(terms.max_cost_planck)}"
+        does += f"; then set its {settings}" if settings else ""
+        first = Step(does, Call("register_subnet", staking.subnet_args(terms, accounts, peers)))
+        for setting, value in later.items():  # a chain that cannot do it is found out before the cost is paid
+            if value is not None:
+                call = calls.update_subnet(0, setting, value)
+                await chain.preview(call.name, call.args, signer)
+
+        async def then(chain: SubstrateChain, receipts: Sequence[Receipt]) -> tuple[Step, ...]:
+            subnet_id = staking.new_id(receipts[-1], "SubnetRegistered", "subnet_id")
+            return tuple(
+                Step(f"set {setting} of subnet {subnet_id}", calls.update_subnet(subnet_id, setting, value))
+                for setting, value in later.items()
+                if value is not None
             )
-            info = await client.subnet(subnet_id)
-        if json:
-            print(jsonlib.dumps({"subnet_id": subnet_id, "friendly_id": info.friendly_id, **_paid(receipt)}))
-            return
-        print(f"subnet {staking.describe_subnet_id(subnet_id, info.friendly_id)} is registered")
-        print(f"next: register at least 3 nodes with `register-node --subnet_id {info.friendly_id} --keys-dir …`")
 
-    run_until_signalled(run)
+        async def after(chain: SubstrateChain, receipts: Sequence[Receipt]) -> Outcome:
+            subnet_id = staking.new_id(receipts[0], "SubnetRegistered", "subnet_id")
+            friendly = (await chain.subnet(subnet_id)).friendly_id
+            return Outcome(
+                (
+                    f"subnet {staking.describe_subnet_id(subnet_id, friendly)} is registered",
+                    f"next: register at least 3 nodes with `register-node --subnet_id {friendly} --keys-dir …`",
+                ),
+                {"subnet_id": subnet_id, "friendly_id": friendly},
+            )
+
+        return Plan((first,), warnings, then=then, after=after)
+
+    act(options, plan)
 
 
-def activate_subnet(
-    *,
-    subnet_id: int,
-    json: bool = False,
-    coldkey: ColdkeyOptions | None = None,
-    chain: ChainOptions | None = None,
-) -> None:
+def activate_subnet(*, subnet_id: int, options: ActOptions | None = None) -> None:
     """Activate a subnet that has enough nodes and delegated stake; its owner signs.
 
     Args:
         subnet_id: Friendly or real id.
-        json: Print one JSON object.
     """
-    from mesh.chain import staking
 
-    coldkey, chain = coldkey or ColdkeyOptions(), chain or ChainOptions()
-    owner = coldkey.key()
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+        real = await require_owner(chain, signer, subnet_id)
 
-    async def run() -> None:
-        async with open_chain(chain, secret_on_argv=coldkey.on_argv()) as client:
-            receipt = await staking.activate_subnet(client, owner, subnet_id=subnet_id)
-            info = await client.subnet(await client.resolve_subnet_id(subnet_id))
-        if json:
-            print(jsonlib.dumps({"subnet_id": info.subnet_id, "start_epoch": info.start_epoch, **_paid(receipt)}))
-            return
-        print(f"subnet {info.subnet_id} is active; its first epoch is {info.start_epoch}")
+        async def after(chain: SubstrateChain, receipts: Sequence[Receipt]) -> Outcome:
+            start = (await chain.subnet(real)).start_epoch
+            line = f"subnet {real} is active; its first epoch is {start}"
+            return Outcome((line,), {"subnet_id": real, "start_epoch": start})
 
-    run_until_signalled(run)
+        return Plan((Step(f"activate subnet {subnet_id}", calls.activate_subnet(real)),), after=after)
+
+    act(options, plan)
 
 
 def register_node(
@@ -126,13 +164,14 @@ def register_node(
     max_burn_amount: str = "100",
     unique: str | None = None,
     non_unique: str | None = None,
-    json: bool = False,
-    coldkey: ColdkeyOptions | None = None,
-    chain: ChainOptions | None = None,
+    address: str | None = None,
+    force: bool = False,
+    options: ActOptions | None = None,
 ) -> None:
     """Register a node in a subnet and stake for it; the coldkey signs and pays.
 
-    `--keys-dir` is a folder made by `keygen --keys-dir`; single flags override what it holds.
+    `--keys-dir` is a folder made by `keygen --keys-dir`; single flags override what it holds. In an active subnet the
+    node must run already, and --address says where: once it is elected, a node that does not answer loses stake.
 
     Args:
         subnet_id: Friendly or real id.
@@ -147,12 +186,9 @@ def register_node(
         max_burn_amount: Most TENSOR the registration may burn.
         unique: Parameter no other node of the subnet may have.
         non_unique: Free parameter.
-        json: Print one JSON object.
+        address: Where the running node answers, /ip4/…/tcp/…; it is called before anything is signed.
+        force: Register although it does not answer.
     """
-    from mesh.chain import staking
-
-    coldkey, chain = coldkey or ColdkeyOptions(), chain or ChainOptions()
-    signer = coldkey.key()
     peers: dict[str, PeerID | None] = {
         "peer": PeerID.parse(peer_id) if peer_id else None,
         "bootnode": PeerID.parse(bootnode_peer_id) if bootnode_peer_id else None,
@@ -163,7 +199,7 @@ def register_node(
         for name, file in PEER_FILES.items():
             if peers[name] is None and (name == "peer" or (keys_dir / file).exists()):
                 peers[name] = load_peer_key(keys_dir / file).peer_id
-        account = account or load_account_key(keys_dir / HOTKEY_FILE).account_id
+        account = account or account_in(keys_dir / HOTKEY_FILE)
     if peers["peer"] is None or account is None:
         raise ConfigError("a node needs --keys-dir (see `keygen --keys-dir`), or --hotkey and --peer_id")
     terms = staking.NodeTerms(
@@ -182,24 +218,42 @@ def register_node(
         non_unique=non_unique.encode() if non_unique else None,
     )
 
-    async def run() -> None:
-        async with open_chain(chain, secret_on_argv=coldkey.on_argv()) as client:
-            node_id, receipt = await staking.register_node(client, signer, subnet_id=subnet_id, terms=terms)
-        if json:
-            print(jsonlib.dumps({"node_id": node_id, "peer_id": str(terms.peer_id), **_paid(receipt)}))
-            return
-        keys = keys_dir or Path("YOUR_KEYS")
-        print(f"node {node_id} is registered in subnet {subnet_id} with peer id {terms.peer_id}")
-        print("run it with:")
-        print(
-            f"  mesh-server SUBNET --subnet_id {subnet_id} --subnet_node_id {node_id} "
-            f"--identity_path {keys / PEER_FILES['peer']} --hotkey-file {keys / HOTKEY_FILE} "
-            f"--host_maddrs /ip4/0.0.0.0/tcp/31330" + "".join(f" --chain-url {url}" for url in chain.chain_url)
-        )
-        print(f"its hotkey {checksum_address(account)} must be able to pay a fee before it votes; if it holds nothing:")
-        print(f"  mesh transfer --to {checksum_address(account)} --amount 1")
+    where = PeerInfo.parse(f"{address.partition('/p2p/')[0]}/p2p/{peers['peer']}") if address else None
 
-    run_until_signalled(run)
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+        from mesh.cli.readiness import obstacles
+
+        real = await chain.resolve_subnet_id(subnet_id)
+        owner = await chain.storage("Network", "HotkeyOwner", account)
+        require_new_hotkey(account, coldkey=signer.account_id, owner=owner if isinstance(owner, bytes) else None)
+        warnings = list(await obstacles(chain, real, peer=terms.peer_id, address=where))
+        if warnings and not force:
+            raise CallRefused(f"the node is not ready: {'; '.join(warnings)}. --force registers it all the same")
+        if warning := hotkey_warning(account, free_planck=(await chain.balance(account)).free_planck):
+            warnings.append(warning)
+        does = f"register {terms.peer_id} in subnet {subnet_id} and stake {tensor_text(terms.stake_planck)}"
+        step = Step(does, Call("register_subnet_node", staking.node_args(real, terms)), terms.stake_planck)
+
+        async def after(chain: SubstrateChain, receipts: Sequence[Receipt]) -> Outcome:
+            node_id = staking.node_id_of(receipts[-1])
+            keys = keys_dir or Path("YOUR_KEYS")
+            urls = (options or ActOptions()).chain.chain_url
+            return Outcome(
+                (
+                    f"node {node_id} is registered in subnet {subnet_id} with peer id {terms.peer_id}",
+                    "run it with:",
+                    f"  mesh-server SUBNET --subnet_id {subnet_id} --subnet_node_id {node_id} "
+                    f"--identity_path {keys / PEER_FILES['peer']} --hotkey-file {keys / HOTKEY_FILE} "
+                    f"--host_maddrs /ip4/0.0.0.0/tcp/31330" + "".join(f" --chain-url {url}" for url in urls),
+                    f"its hotkey {checksum_address(account)} must hold a fee before it votes; if it is empty:",
+                    f"  mesh transfer --to {checksum_address(account)} --amount 1",
+                ),
+                {"node_id": node_id, "peer_id": str(terms.peer_id)},
+            )
+
+        return Plan((step,), tuple(warnings), after=after)
+
+    act(options, plan)
 
 
 def activate_node(
@@ -208,6 +262,7 @@ def activate_node(
     subnet_node_id: int | None = None,
     hotkey: str | None = None,
     wait: bool = False,
+    json: bool = False,
     chain: ChainOptions | None = None,
 ) -> None:
     """Say when a registered node becomes active: the chain does it by itself, there is no call for it.
@@ -220,9 +275,8 @@ def activate_node(
         subnet_node_id: Node id from `register-node`.
         hotkey: Address of the node's hotkey, instead of its id.
         wait: Wait until the node is at least Idle.
+        json: Print one JSON object.
     """
-    from mesh.chain.types import NodeClass
-
     chain = chain or ChainOptions()
     if subnet_node_id is None and hotkey is None:
         raise ConfigError("say which node: --subnet_node_id ID or --hotkey ADDRESS")
@@ -238,32 +292,14 @@ def activate_node(
                     raise ConfigError(f"subnet {subnet_id} has no such node: register it with `register-node`")
                 state = f"node {node.node_id} is {node.node_class.name.title()} since epoch {node.start_epoch}"
                 if node.node_class > NodeClass.REGISTERED or not wait:
-                    print(f"{state}; activation is automatic, there is nothing to call")
+                    said = {"node_id": node.node_id, "class": node.node_class.name.title()}
+                    print(
+                        jsonlib.dumps({**said, "since_epoch": node.start_epoch})
+                        if json
+                        else f"{state}; activation is automatic, there is nothing to call"
+                    )
                     return
-                print(f"{state}; waiting", flush=True)
+                if not json:
+                    print(f"{state}; waiting", flush=True)
 
     run_until_signalled(run)
-
-
-def share(text: str, *, name: str) -> int:
-    """`0.125` as a fraction of 1e18, exactly. Raises ConfigError."""
-    from mesh.chain.types import ONE
-
-    try:
-        value = Decimal(text) * ONE
-    except InvalidOperation as error:
-        raise ConfigError(f"--{name}: {text!r} is no number") from error
-    if not value.is_finite() or not 0 <= value <= ONE or value != value.to_integral_value():
-        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1")
-    return int(value)
-
-
-def _paid(receipt: object) -> dict[str, object]:
-    from mesh.chain.types import Receipt
-
-    assert isinstance(receipt, Receipt)
-    return {
-        "fee_planck": str(receipt.fee_planck),
-        "block": receipt.block.number,
-        "extrinsic": "0x" + receipt.extrinsic_hash.hex(),
-    }

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import json as jsonlib
+from typing import TYPE_CHECKING
 
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
-from mesh.identity import checksum_address, parse_address
+from mesh.chain import calls
+from mesh.chain.checks import tensor_text
+from mesh.cli.acting import ActOptions, Plan, Step, act
+from mesh.cli.common import planck
+from mesh.errors import CallRefused
+from mesh.identity import AccountKey, checksum_address, parse_address
+
+if TYPE_CHECKING:
+    from mesh.chain.substrate import SubstrateChain
 
 
-def transfer(
-    *,
-    to: str,
-    amount: str,
-    json: bool = False,
-    coldkey: ColdkeyOptions | None = None,
-    chain: ChainOptions | None = None,
-) -> None:
+def transfer(*, to: str, amount: str, options: ActOptions | None = None) -> None:
     """Send TENSOR from the coldkey to another account.
 
     Args:
         to: Address of the receiver.
-        amount: TENSOR to send.
-        json: Print one JSON object.
+        amount: `100`, `100.5 TENSOR` or planck.
     """
-    from mesh.chain import staking
+    receiver, amount_planck = parse_address(to), planck(amount, name="amount")
 
-    coldkey, chain = coldkey or ColdkeyOptions(), chain or ChainOptions()
-    signer, receiver, amount_planck = coldkey.key(), parse_address(to), planck(amount, name="amount")
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+        if receiver == signer.account_id:
+            raise CallRefused("the receiver is the signing account itself")
 
-    async def run() -> None:
-        async with open_chain(chain, secret_on_argv=coldkey.on_argv()) as client:
-            receipt = await staking.transfer(client, signer, to=receiver, amount_planck=amount_planck)
-        if json:
-            print(jsonlib.dumps({"block": receipt.block.number, "fee_planck": str(receipt.fee_planck)}))
-        else:
-            print(f"sent {amount} TENSOR to {checksum_address(receiver)} in block {receipt.block.number}")
+        does = f"send {tensor_text(amount_planck)} to {checksum_address(receiver)}"
+        return Plan((Step(does, calls.transfer(receiver, amount_planck=amount_planck), amount_planck),))
 
-    run_until_signalled(run)
+    act(options, plan)

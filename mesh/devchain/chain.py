@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mesh.devchain import snapshot
 from mesh.devchain.extrinsic import Extrinsic, Refused, invalid
-from mesh.devchain.overlay import MemoryState, ReadState
+from mesh.devchain.overlay import MemoryState, Overlay, ReadState
+from mesh.devchain.pallets.network.storage import DEV_GENESIS
+from mesh.devchain.pallets.system import ACCOUNT
 from mesh.devchain.pallets.timestamp import NOW, SLOT_MS
 from mesh.devchain.pool import Pool, PoolConfig
 from mesh.devchain.runtime import Block, BlockBuilder, Runtime
+from mesh.devchain.scale import ScaleError
 from mesh.devchain.store import Store
 from mesh.errors import ConfigError
 
@@ -67,8 +72,10 @@ class DevChainConfig(BaseModel):
     """Blocks of a global epoch."""
     fund: dict[str, int] = Field(default_factory=dict)
     """Address (0x and 40 hex digits) to planck at genesis."""
+    network_genesis: dict[str, Any] = Field(default_factory=lambda: dict(DEV_GENESIS))
+    """What plain items of the Network pallet hold at genesis in place of their defaults."""
     dev_rpc: bool = False
-    """Whether dev_newBlock is answered."""
+    """Whether the dev_ methods are answered: whoever can connect may then make blocks and change the state."""
     genesis_time_ms: int = Field(default=DEFAULT_GENESIS_MS, ge=0)
     name: str = "mesh dev chain"
     history_blocks: int = Field(default=4096, ge=16)
@@ -103,7 +110,7 @@ class DevChain:
 
     def __init__(self, config: DevChainConfig) -> None:
         self.config = config
-        self.runtime = Runtime(epoch_length=config.epoch_length)
+        self.runtime = Runtime(epoch_length=config.epoch_length, network_genesis=config.network_genesis)
         self.pool = Pool(config.pool)
         self.listeners: list[Listener] = []
         self._watchers: dict[bytes, list[Watcher]] = {}
@@ -119,13 +126,13 @@ class DevChain:
                 self.store.append(genesis)
             elif stored.hash != genesis.hash:
                 raise ConfigError(
-                    f"{config.data_dir} holds a dev chain with another genesis (other funds, epoch length or "
-                    "version): choose another data directory or delete it"
+                    f"{config.data_dir} holds a dev chain with another genesis (other funds, epoch length, genesis "
+                    "file or version): choose another data directory or delete it"
                 )
             best = self.store.latest()
             assert best is not None  # genesis is there
             self.best: Block = best
-            self.state: MemoryState = self.store.load()
+            self.state: MemoryState = self.store.load(best.header["state_root"])
         except BaseException:
             self.store.close()
             raise
@@ -137,13 +144,13 @@ class DevChain:
 
     @property
     def finalized_number(self) -> int:
-        """The highest block that has another on top of it."""
-        return max(self.best.number - 1, 0)
+        """The highest block that has another on top of it; a block restored from a snapshot is final at once."""
+        return min(max(self.best.number - 1, self.store.history_from), self.best.number)
 
     @property
     def finalized_hash(self) -> bytes:
         """Its hash."""
-        return self.best.header["parent_hash"] if self.best.number else self.best.hash
+        return self.best.hash if self.finalized_number == self.best.number else self.best.header["parent_hash"]
 
     def nonce(self, who: bytes) -> int:
         """The next nonce of an account in the latest state."""
@@ -192,14 +199,20 @@ class DevChain:
         if not watchers:
             self._watchers.pop(ext_hash, None)
 
-    def new_block(self, *, now_ms: int | None = None) -> Block:
-        """Make a block of what waits. Its time is `now_ms`, or one slot (6 s) after the parent's when None."""
+    def new_block(self, *, now_ms: int | None = None, set_storage: Mapping[bytes, bytes | None] | None = None) -> Block:
+        """Make a block of what waits. Its time is `now_ms`, or one slot (6 s) after the parent's when None.
+
+        The raw entries of `set_storage` (checked: `check_settable`) are written first, None removing one. Raises
+        ChainError when the block cannot be stored; nothing has changed then.
+        """
         limits = self.config.pool
         if now_ms is None:
-            now_ms = NOW.value.decode_all(self.state.get(NOW.key()) or NOW.default_bytes) + SLOT_MS
+            now_ms = self._next_ms(self.state)
         builder = BlockBuilder(
             self.runtime, self.state, parent=self.best, genesis_hash=self.genesis_hash, now_ms=now_ms
         )
+        if set_storage:
+            builder.set_storage(set_storage)
         taken: list[Extrinsic] = []
         refused: list[Extrinsic] = []
         size = 0
@@ -231,6 +244,84 @@ class DevChain:
             self.pool.remove(ext)
         self._announce(block, taken=taken, refused=refused, gone=gone)
         return block
+
+    def set_storage(self, entries: Mapping[bytes, bytes | None]) -> Block:
+        """Make a block that writes these raw entries, None removing one; it is an extrinsic of that block.
+
+        Raises ConfigError for an entry that is not one of `System.Account` or the Network pallet, that is not of its
+        item's type, or with which the chain could not go on for an epoch.
+        """
+        self.check_settable(entries)
+        scratch = Overlay(self.state)
+        parent = self.best
+        try:
+            for number in range(self.config.epoch_length + 1):
+                builder = BlockBuilder(
+                    self.runtime, scratch, parent=parent, genesis_hash=self.genesis_hash, now_ms=self._next_ms(scratch)
+                )
+                if number == 0:
+                    builder.set_storage(entries)
+                parent = builder.finish()
+                scratch.changes.update(parent.changes)
+        except Exception as error:  # whatever a pallet raises in a hook would end the chain
+            raise ConfigError(
+                f"with this the chain could not make block {parent.number + 1} ({error!r:.120}): nothing is changed"
+            ) from error
+        return self.new_block(set_storage=entries)
+
+    def check_settable(self, entries: Mapping[bytes, bytes | None]) -> None:
+        """Raise ConfigError unless all of these may be written; see `set_storage`."""
+        for key, value in entries.items():
+            try:
+                item = self.runtime.check_entry(key, value)
+            except ScaleError as error:
+                raise ConfigError(f"the entry cannot be set: {error}") from error
+            if item.pallet != "Network" and item is not ACCOUNT:
+                raise ConfigError(
+                    f"{item.pallet}.{item.name} is kept by the chain itself: set System.Account or an item of Network"
+                )
+
+    def snapshot(self) -> bytes:
+        """The chain at its best block, without the pool. Raises ConfigError when it is too large."""
+        blocks, room = [self.best], snapshot.MAX_BLOCKS_BYTES
+        while len(blocks) < snapshot.MAX_BLOCKS and blocks[-1].number:
+            block = self.store.block(blocks[-1].header["parent_hash"])
+            room -= 0 if block is None else sum(map(len, block.extrinsics)) + 256
+            if block is None or room < 0:
+                break
+            blocks.append(block)
+        return snapshot.write(self.genesis_hash, blocks[::-1], self.state)
+
+    def restore(self, raw: bytes) -> Block:
+        """Go to the block of a snapshot, which is final then; what waits in the pool is dropped.
+
+        Raises ConfigError when the snapshot fails a check, ChainError when it cannot be stored; nothing has changed
+        then. Blocks above that one are forgotten; so are those below, but for the snapshot's own, when it is of
+        another run of this chain.
+        """
+        given = snapshot.read(raw, genesis_hash=self.genesis_hash, runtime=self.runtime)
+        head, number = given.blocks[-1], given.blocks[-1].number
+        kept = max(self.best.number - self.config.history_blocks, self.store.history_from) <= number
+        if self.store.hash_of(number) == head.hash and kept:
+            self.store.cut(number)
+        else:
+            self.store.replace(given.blocks, given.state)
+        old, self.state, self.best = dict(self.state.items()), MemoryState(given.state), head
+        changed = {key for key in old.keys() | given.state.keys() if old.get(key) != given.state.get(key)}
+        included, self._included = self._included, {}
+        waiting, self.pool = len(self.pool), Pool(self.config.pool)
+        for listener in list(self.listeners):
+            listener(replace(head, changes={key: given.state.get(key) for key in changed}))
+        for ext_hash, in_block in included.items():
+            if self.store.number_of(in_block) is not None:
+                self._tell(ext_hash, "finalized", in_block, last=True)
+        for ext_hash in [*self._watchers]:
+            self._tell(ext_hash, "dropped", None, last=True)
+        log.info("restored block %d; %d extrinsics that waited are dropped", number, waiting)
+        return head
+
+    def _next_ms(self, state: ReadState) -> int:
+        return int(NOW.value.decode_all(state.get(NOW.key()) or NOW.default_bytes)) + SLOT_MS
 
     def _announce(
         self, block: Block, *, taken: list[Extrinsic], refused: list[Extrinsic], gone: list[Extrinsic]

@@ -148,6 +148,23 @@ def inherent(call_bytes: bytes) -> bytes:
     return s.encode_compact(len(body)) + body
 
 
+def is_inherent(raw: bytes) -> bool:
+    """Whether an extrinsic of a block came from its author, unsigned."""
+    reader = s.Reader(raw)
+    s.decode_compact(reader)
+    return reader.byte() == UNSIGNED_V4
+
+
+def parse_inherent(raw: bytes, call_type: s.Type) -> Any:
+    """The call of an extrinsic that the block's author made; `ScaleError` for anything else."""
+    reader = s.Reader(raw)
+    if s.decode_compact(reader) != reader.remaining or reader.byte() != UNSIGNED_V4:
+        raise s.ScaleError("an extrinsic that is no author's")
+    call = call_type.decode(reader)
+    reader.finish()
+    return call
+
+
 def recover(payload: bytes, signature: bytes) -> bytes:
     """The 20-byte address that signed `payload`. Raises Refused when the 65 bytes are no signature at all."""
     v = signature[64]

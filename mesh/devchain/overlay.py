@@ -6,9 +6,13 @@ failed call is undone by dropping its overlay.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, insort
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Protocol
+
+NO_ROOT: Final = bytes(32)
+"""The root of an empty state."""
 
 
 class ReadState(Protocol):
@@ -93,3 +97,27 @@ class Overlay:
             raise TypeError("only an overlay over an overlay can be committed downwards")
         self.below.changes.update(self.changes)
         self.changes = {}
+
+
+def moved_root(root: bytes, below: ReadState, changes: Mapping[bytes, bytes | None]) -> bytes:
+    """The root of the state that `changes` make of `below`, whose root is `root`.
+
+    A root is the sum, modulo 2**256, of a hash of each entry: whoever has the whole state can check it, a change moves
+    it by itself alone, and nothing can be proven to somebody who has a part. It finds damage, not malice.
+    """
+    total = int.from_bytes(root, "little")
+    for key, value in changes.items():
+        old = below.get(key)
+        if old != value:
+            total += (0 if value is None else _entry(key, value)) - (0 if old is None else _entry(key, old))
+    return (total % (1 << 256)).to_bytes(32, "little")
+
+
+def root_of(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The root of a whole state."""
+    return moved_root(NO_ROOT, MemoryState(), dict(entries))
+
+
+def _entry(key: bytes, value: bytes) -> int:
+    digest = hashlib.blake2b(len(key).to_bytes(4, "little") + key + value, digest_size=32).digest()
+    return int.from_bytes(digest, "little")

@@ -3,7 +3,7 @@
 PURE: time, the parent's hash and the state are arguments; nothing here waits or draws randomness. The same genesis
 and the same extrinsics give the same blocks, byte for byte.
 
-The state root in a header commits to the parent's state root and to the block's changes. It is no Merkle root.
+The state root in a header commits to the whole state after the block (overlay.py). It is no Merkle root.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 from mesh.devchain import extrinsic as xt
 from mesh.devchain import metadata
 from mesh.devchain import scale as s
-from mesh.devchain.overlay import MemoryState, Overlay, ReadState
+from mesh.devchain.overlay import NO_ROOT, MemoryState, Overlay, ReadState, moved_root
 from mesh.devchain.pallet import Context, Dispatch, DispatchOther, Pallet, Pays, StorageItem
 from mesh.devchain.pallets import RUNTIME_VERSION, SPEC_VERSION, TRANSACTION_VERSION, all_pallets, system
 from mesh.devchain.pallets.balances import EXISTENTIAL_DEPOSIT_PLANCK, BooksLedger
+from mesh.devchain.pallets.network.storage import DEV_GENESIS
 from mesh.devchain.pallets.timestamp import NOW
 from mesh.devchain.pallets.transaction_payment import BASE_FEE_PLANCK, LENGTH_FEE_PLANCK, fee_planck
 
@@ -36,7 +37,6 @@ header_type = s.struct(
     digest=system.digest,
 )
 _opaque_extrinsics = s.vec(s.bytes_)
-_changes = s.vec(s.tuple_of(s.bytes_, s.option(s.bytes_)))
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,21 @@ class Outcome:
 
 
 class Runtime:
-    """The declared pallets, put together. `pallets` is for tests; all of them when not given."""
+    """The declared pallets, put together.
 
-    def __init__(self, *, epoch_length: int, pallets: Sequence[Pallet] | None = None) -> None:
+    `network_genesis` is what plain items of the Network pallet hold at block 0 in place of their defaults. `pallets`
+    is for tests; all of them when not given.
+    """
+
+    def __init__(
+        self,
+        *,
+        epoch_length: int,
+        network_genesis: Mapping[str, Any] = DEV_GENESIS,
+        pallets: Sequence[Pallet] | None = None,
+    ) -> None:
         self.epoch_length = epoch_length
-        chosen = list(all_pallets(epoch_length) if pallets is None else pallets)
+        chosen = list(all_pallets(epoch_length, network_genesis=network_genesis) if pallets is None else pallets)
         chosen.sort(key=lambda each: each.index)
         self.types = metadata.runtime_types(chosen)
         self.events: StorageItem = system.events_item(self.types.event)
@@ -74,6 +84,7 @@ class Runtime:
         self.ledger = BooksLedger(epoch_length)
         self.metadata = metadata.build(chosen, self.types)
         self.apis = {name: (pallet, fn) for pallet in chosen for name, fn in pallet.apis.items()}
+        self._items = {item.prefix: item for pallet in chosen for item in pallet.storage}
 
     def parse(self, raw: bytes) -> xt.Extrinsic:
         """Decode an extrinsic; `Refused` 1001 for bytes that are none."""
@@ -92,6 +103,18 @@ class Runtime:
             parent_hash=parent_hash,
             sink=lambda *_: None,
         )
+
+    def check_entry(self, key: bytes, value: bytes | None) -> StorageItem:
+        """The item that a raw entry belongs to; `ScaleError` when it is of none, or its key or value (None for one
+        that is removed) is not the item's."""
+        item = self._items.get(key[:32])
+        if item is None:
+            raise s.ScaleError(f"0x{key.hex():.80} is the key of no storage item")
+        if item.key(*item.decode_key(key)) != key:
+            raise s.ScaleError(f"0x{key.hex():.160} is no key of {item.pallet}.{item.name}")
+        if value is not None:
+            item.value.decode_all(value)
+        return item
 
     def account(self, state: ReadState, who: bytes) -> dict[str, Any]:
         """`System.Account` of an address."""
@@ -169,7 +192,31 @@ class Runtime:
         for pallet in self.pallets.values():
             if pallet.genesis is not None:
                 pallet.genesis(context(pallet))
-        return _seal(0, ZERO_HASH, ZERO_HASH, (), overlay.changes)
+        return _seal(0, ZERO_HASH, moved_root(NO_ROOT, overlay.below, overlay.changes), (), overlay.changes)
+
+    def execute(self, extrinsics: Sequence[bytes], state: ReadState, *, parent: Block, genesis_hash: bytes) -> Block:
+        """The block that these extrinsics, the author's own among them, make on top of `parent`.
+
+        `state` is the one after `parent`. Raises `Refused` or `ScaleError` when a block cannot have them.
+        """
+        call = self.types.call
+        match xt.parse_inherent(extrinsics[0], call) if extrinsics else None:
+            case {"Timestamp": {"set": {"now": now_ms}}}:
+                builder = BlockBuilder(self, state, parent=parent, genesis_hash=genesis_hash, now_ms=now_ms)
+            case _:
+                raise s.ScaleError("a block whose first extrinsic is not its time")
+        for raw in extrinsics[1:]:
+            if not xt.is_inherent(raw):
+                builder.apply(self.parse(raw))
+                continue
+            match xt.parse_inherent(raw, call):
+                case {"System": {"set_storage": {"items": items}}}:
+                    builder.set_storage(dict(items))
+                case {"System": {"kill_storage": {"keys": keys}}}:
+                    builder.set_storage(dict.fromkeys(keys))
+                case _:
+                    raise s.ScaleError("an author's extrinsic that sets neither time nor storage")
+        return builder.finish()
 
 
 class BlockBuilder:
@@ -219,6 +266,33 @@ class BlockBuilder:
         self.extrinsics.append(ext.raw)
         return Outcome(error, due)
 
+    def set_storage(self, entries: Mapping[bytes, bytes | None]) -> None:
+        """Write raw entries, None removing one, as the author: the block says so in an extrinsic of its own.
+
+        What accounts gain or lose by it is booked as minted or burned under "set-storage".
+        """
+        calls: dict[str, dict[str, list[Any]]] = {
+            "set_storage": {"items": [(key, value) for key, value in entries.items() if value is not None]},
+            "kill_storage": {"keys": [key for key, value in entries.items() if value is None]},
+        }
+        for name, args in calls.items():
+            if any(args.values()):
+                self._phase = {"ApplyExtrinsic": len(self.extrinsics)}
+                self._inherent({"System": {name: args}})
+        ctx = self._context("System", self.state)
+        for key, value in entries.items():
+            before = self._planck(key)
+            self.state.put(key, value)
+            self.runtime.ledger.book_set(ctx, self._planck(key) - before)
+
+    def _planck(self, key: bytes) -> int:
+        """The planck in the account whose raw key this is; 0 for other keys."""
+        if not key.startswith(system.ACCOUNT.prefix):
+            return 0
+        raw = self.state.get(key)
+        data = system.account_info.decode_all(raw or system.ACCOUNT.default_bytes)["data"]
+        return int(data["free"] + data["reserved"])
+
     def finish(self) -> Block:
         """Close the block."""
         ctx = self._context("System", self.state)
@@ -227,7 +301,7 @@ class BlockBuilder:
         return _seal(
             self.number,
             self.parent.hash,
-            self.parent.header["state_root"],
+            moved_root(self.parent.header["state_root"], self.state.below, self.state.changes),
             tuple(self.extrinsics),
             self.state.changes,
         )
@@ -271,9 +345,11 @@ class BlockBuilder:
         now_ms = max(now_ms, ctx.get(NOW) + 1)
         ctx.put(NOW, value=now_ms)
         self._phase = {"ApplyExtrinsic": 0}
-        call = self.runtime.types.call.encode({"Timestamp": {"set": {"now": now_ms}}})
-        self.extrinsics.append(xt.inherent(call))
-        ctx.emit(
+        self._inherent({"Timestamp": {"set": {"now": now_ms}}})
+
+    def _inherent(self, call: Any) -> None:
+        self.extrinsics.append(xt.inherent(self.runtime.types.call.encode(call)))
+        self._context("System", self.state).emit(
             "ExtrinsicSuccess",
             dispatch_info={"weight": system.BASE_WEIGHT, "class": "Mandatory", "pays_fee": "Yes"},
         )
@@ -298,18 +374,23 @@ def header_hash(header: Mapping[str, Any]) -> bytes:
     return xt.blake2_256(header_type.encode(header))
 
 
+def extrinsics_root(extrinsics: Sequence[bytes]) -> bytes:
+    """What a header says of its block's extrinsics."""
+    return xt.blake2_256(_opaque_extrinsics.encode(list(extrinsics)))
+
+
 def _seal(
     number: int,
     parent_hash: bytes,
-    parent_root: bytes,
+    state_root: bytes,
     extrinsics: tuple[bytes, ...],
     changes: dict[bytes, bytes | None],
 ) -> Block:
     header = {
         "parent_hash": parent_hash,
         "number": number,
-        "state_root": xt.blake2_256(parent_root + _changes.encode(sorted(changes.items()))),
-        "extrinsics_root": xt.blake2_256(_opaque_extrinsics.encode(list(extrinsics))),
+        "state_root": state_root,
+        "extrinsics_root": extrinsics_root(extrinsics),
         "digest": {"logs": []},
     }
     return Block(number, header_hash(header), header, extrinsics, dict(changes))

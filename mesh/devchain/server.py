@@ -25,14 +25,16 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
+from mesh.devchain import network_rpc
 from mesh.devchain import scale as s
 from mesh.devchain.chain import DevChain, DevChainConfig, parse_address
 from mesh.devchain.extrinsic import Refused, blake2_256
 from mesh.devchain.overlay import ReadState
 from mesh.devchain.pallets import RUNTIME_VERSION, system
+from mesh.devchain.plain import from_plain
 from mesh.devchain.runtime import ZERO_HASH, Block
 from mesh.devchain.store import HistoryDiscarded
-from mesh.errors import ListenFailed, MeshError
+from mesh.errors import ChainError, ConfigError, ListenFailed, MeshError
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,13 @@ PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
 UNKNOWN_BLOCK = 4003
 TOO_MANY_SUBSCRIPTIONS = -32006
+
+
+DEV_METHODS = frozenset({"dev_newBlock", "dev_setStorage", "dev_snapshot", "dev_restore"})
+"""Answered with `dev_rpc` only: whoever can connect may then change everything."""
 
 
 class RpcRefusal(MeshError):
@@ -223,10 +230,19 @@ class Connection:
             reply["error"] = {"code": error.code, "message": error.title, "data": error.data}
         except HistoryDiscarded as error:
             reply["error"] = {"code": UNKNOWN_BLOCK, "message": f"Client error: UnknownBlock: {error}"}
+        except ConfigError as error:
+            reply["error"] = {"code": INVALID_PARAMS, "message": f"Invalid params: {error}"}
+        except ChainError as error:
+            reply["error"] = {"code": INTERNAL_ERROR, "message": f"Internal error: {error}"}
         return reply
 
     async def _call(self, name: str, params: Any) -> Any:
         method = self._methods.get(name)
+        if method is None and name in DEV_METHODS:
+            raise RpcRefusal(
+                METHOD_NOT_FOUND,
+                f"Method not found: {name} is for a chain started with --dev-rpc; start it again with that flag",
+            )
         if method is None:
             raise RpcRefusal(METHOD_NOT_FOUND, "Method not found")
         if params is None:
@@ -283,6 +299,8 @@ class Connection:
             "state_subscribeRuntimeVersion": (self._subscribe_version, 0, 0),
             "chain_subscribeRuntimeVersion": (self._subscribe_version, 0, 0),
         }
+        for name, method in network_rpc.METHODS.items():
+            table[name] = (partial(self._network, method), method.least, method.most)
         new_head = partial(self._subscribe_heads, "chain_newHead", False)
         for name in ("chain_subscribeNewHeads", "chain_subscribeNewHead", "subscribe_newHead"):
             table[name] = (new_head, 0, 0)
@@ -303,6 +321,9 @@ class Connection:
             table[name] = (self._unsubscribe, 1, 1)
         if self.chain.config.dev_rpc:
             table["dev_newBlock"] = (self._new_block, 0, 1)
+            table["dev_setStorage"] = (self._set_storage, 1, 1)
+            table["dev_snapshot"] = (lambda: _hex(self.chain.snapshot()), 0, 0)
+            table["dev_restore"] = (lambda raw: _hex(self.chain.restore(_unhex(raw)).hash), 1, 1)
         return table
 
     # chain and system
@@ -419,18 +440,35 @@ class Connection:
             if name in core:
                 self._known(block_hash)
                 return _hex(core[name](args))
-            state, number, at = self._state(block_hash)
+            if name in runtime.apis:
+                return _hex(self._runtime_api(name, args, block_hash))
+            state = self._state(block_hash)[0]
             if name == "AccountNonceApi_account_nonce":
                 return _hex(s.u32.encode(runtime.account(state, s.account_id.decode_all(args))["nonce"]))
             if name in ("TransactionPaymentApi_query_info", "TransactionPaymentApi_query_fee_details"):
                 return _hex(self._fee_api(name, args))
-            if name in runtime.apis:
-                pallet, fn = runtime.apis[name]
-                ctx = runtime.context(state, pallet=pallet.name, block=number, parent_hash=at)
-                return _hex(fn(ctx, args))
         except s.ScaleError as error:
             raise RpcRefusal(UNKNOWN_BLOCK, f"Client error: Execution failed: {name}: {error}") from error
         raise RpcRefusal(UNKNOWN_BLOCK, f"Client error: Execution failed: Exported method {name!r:.80} is not found")
+
+    def _runtime_api(self, name: str, args: bytes, block_hash: Any) -> bytes:
+        state, number, at = self._state(block_hash)
+        pallet, fn = self.chain.runtime.apis[name]
+        return fn(self.chain.runtime.context(state, pallet=pallet.name, block=number, parent_hash=at), args)
+
+    def _network(self, method: network_rpc.RpcMethod, *params: Any) -> Any:
+        try:
+            args, block_hash = method.read(params)
+        except (ValueError, s.ScaleEncodeError) as error:
+            raise RpcRefusal(INVALID_PARAMS, f"Invalid params: {error}") from error
+        try:
+            return method.answer(self._runtime_api(method.api, args, block_hash))
+        except HistoryDiscarded as error:
+            raise RpcRefusal(network_rpc.RUNTIME_ERROR, f"Client error: UnknownBlock: {error}") from error
+        except RpcRefusal as error:
+            if error.code != UNKNOWN_BLOCK:
+                raise
+            raise RpcRefusal(network_rpc.RUNTIME_ERROR, error.message) from error
 
     def _metadata_at_version(self, args: bytes) -> bytes:
         version = s.u32.decode_all(args)
@@ -495,6 +533,42 @@ class Connection:
             self.chain.new_block()
             await trio.lowlevel.checkpoint()  # the notifications of this block go out before the next one
         return _hex(self.chain.best.hash)
+
+    def _set_storage(self, wanted: Any) -> str:
+        """Raw entries [[key, value or null], ...], or by name {pallet: {item: value, map: [[keys, value], ...]}}."""
+        entries: dict[bytes, bytes | None] = {}
+        if isinstance(wanted, list):
+            for pair in wanted:
+                if not isinstance(pair, list) or len(pair) != 2:
+                    raise RpcRefusal(INVALID_PARAMS, "Invalid params: pairs of a key and a value or null are wanted")
+                entries[_unhex(pair[0])] = None if pair[1] is None else _unhex(pair[1])
+        elif isinstance(wanted, dict):
+            for pallet, items in wanted.items():
+                if not isinstance(items, dict):
+                    raise RpcRefusal(INVALID_PARAMS, f"Invalid params: the items of {pallet!r:.60} are an object")
+                for name, value in items.items():
+                    entries |= self._named_entries(pallet, name, value)
+        if not 0 < len(entries) <= self.limits.max_keys:
+            raise RpcRefusal(INVALID_PARAMS, f"Invalid params: 1 to {self.limits.max_keys} entries are wanted")
+        return _hex(self.chain.set_storage(entries).hash)
+
+    def _named_entries(self, pallet: str, name: str, value: Any) -> dict[bytes, bytes | None]:
+        owner = self.chain.runtime.pallets.get(pallet)
+        item = next((each for each in owner.storage if each.name == name), None) if owner else None
+        if item is None:
+            raise RpcRefusal(INVALID_PARAMS, f"Invalid params: there is no storage item {f'{pallet}.{name}'!r:.100}")
+        pairs = value if item.hashed_keys else [[[], value]]
+        if not isinstance(pairs, list) or not all(isinstance(each, list) and len(each) == 2 for each in pairs):
+            raise RpcRefusal(
+                INVALID_PARAMS, f"Invalid params: {name} is a map: a list of [[key, ...], value] is wanted"
+            )
+        kinds = s.TupleOf(tuple(kind for _, kind in item.hashed_keys))
+        return {
+            item.key(*from_plain(kinds, keys)): None
+            if given is None
+            else item.value.encode(from_plain(item.value, given))
+            for keys, given in pairs
+        }
 
     # subscriptions
 

@@ -1,24 +1,27 @@
 """What the dev chain keeps on disk: blocks, and every storage value with the block that wrote it.
 
-One SQLite transaction per block, so a kill loses at most the block in progress. State can be read as of any block
-within `history_blocks`; blocks themselves are kept for good. A lock file keeps a second chain out of the directory.
+One SQLite transaction per block, so a kill loses at most the block in progress (and a crash of the machine perhaps the
+last few: a commit is not waited for on the disk). State can be read as of any block within `history_blocks`; blocks
+themselves are kept for good. A lock file keeps a second chain out of the directory. A database that SQLite or the root
+of the state finds damaged is not opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mesh.devchain import scale as s
-from mesh.devchain.overlay import MemoryState
-from mesh.devchain.runtime import Block, header_hash, header_type
+from mesh.devchain.overlay import MemoryState, root_of
+from mesh.devchain.runtime import Block, extrinsics_root, header_hash, header_type
 from mesh.errors import ChainError, ConfigError
 
 PRUNE_EVERY_BLOCKS = 256
-_FORMAT = 1
+_FORMAT = 2
 _opaque = s.vec(s.bytes_)
 
 
@@ -27,7 +30,11 @@ class HistoryDiscarded(ChainError):
 
 
 class Store:
-    """The chain's database. `data_dir` None keeps everything in memory."""
+    """The chain's database. `data_dir` None keeps everything in memory.
+
+    Opening raises ConfigError when the directory cannot be used, another chain runs in it, or the database is damaged
+    or of another format; a write raises ChainError when the disk refuses it, and has then changed nothing.
+    """
 
     def __init__(self, data_dir: Path | None, *, history_blocks: int) -> None:
         self.history_blocks = history_blocks
@@ -35,14 +42,25 @@ class Store:
         if data_dir is None:
             path = ":memory:"
         else:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(data_dir / "lock")
+            try:
+                data_dir.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(data_dir / "lock")
+            except OSError as error:
+                raise ConfigError(
+                    f"the data directory {data_dir} cannot be used ({error.strerror}): choose another one"
+                ) from error
             path = str(data_dir / "chain.sqlite3")
+        self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._open()
-        except BaseException:
+        except sqlite3.Error as error:
             self._unlock()
+            raise ConfigError(f"{path} cannot be opened ({error}): choose another data directory") from error
+        try:
+            with self._reading():
+                self._open()
+        except BaseException:
+            self.close()
             raise
 
     def _open(self) -> None:
@@ -50,7 +68,13 @@ class Store:
         self._db.execute("PRAGMA synchronous=NORMAL")
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, _FORMAT):
-            raise ConfigError(f"the chain's database has format {found}, this version reads {_FORMAT}")
+            raise ConfigError(
+                f"{self._path} has format {found}, this version reads {_FORMAT}: choose another data directory or "
+                "delete this one"
+            )
+        (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if said != "ok":
+            raise _damaged(self._path, said)
         self._db.executescript(
             """
             CREATE TABLE IF NOT EXISTS state (
@@ -60,9 +84,17 @@ class Store:
               number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE,
               header BLOB NOT NULL, extrinsics BLOB NOT NULL
             );
+            CREATE TABLE IF NOT EXISTS history (from_block INTEGER NOT NULL);
+            INSERT INTO history SELECT 0 WHERE NOT EXISTS (SELECT * FROM history);
             """
         )
         self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+        (self._from,) = self._db.execute("SELECT from_block FROM history").fetchone()
+
+    @property
+    def history_from(self) -> int:
+        """The lowest block whose state may be there."""
+        return int(self._from)
 
     def close(self) -> None:
         """Close the database and let go of the directory."""
@@ -71,21 +103,63 @@ class Store:
 
     def append(self, block: Block) -> None:
         """Write a block and its changes in one transaction."""
-        db = self._db
-        header, extrinsics = header_type.encode(block.header), _opaque.encode(list(block.extrinsics))
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", (block.number, block.hash, header, extrinsics))
-            db.executemany(
-                "INSERT INTO state VALUES (?, ?, ?)",
-                [(key, block.number, value) for key, value in block.changes.items()],
-            )
+        with self._writing():
+            self._insert(block, block.changes)
             if block.number % PRUNE_EVERY_BLOCKS == 0:
                 self._prune(block.number - self.history_blocks)
-        except BaseException:
-            db.execute("ROLLBACK")
+
+    def cut(self, number: int) -> None:
+        """Forget all blocks above `number`, a block whose state is kept, in one transaction."""
+        with self._writing():
+            for table, column in (("blocks", "number"), ("state", "block")):
+                self._db.execute(f"DELETE FROM {table} WHERE {column} > ?", (number,))
+
+    def replace(self, blocks: Sequence[Block], state: Mapping[bytes, bytes]) -> None:
+        """Keep of the chain its genesis block, these blocks and the state after the last, in one transaction."""
+        *before, last = blocks
+        with self._writing():
+            self._db.execute("DELETE FROM blocks WHERE number > 0 OR ? = 0", (blocks[0].number,))
+            self._db.execute("DELETE FROM state")
+            for block in before:
+                self._insert(block, {})
+            self._insert(last, state)
+            self._keep_from(last.number)
+
+    def _insert(self, block: Block, changes: Mapping[bytes, bytes | None] | Mapping[bytes, bytes]) -> None:
+        header, extrinsics = header_type.encode(block.header), _opaque.encode(list(block.extrinsics))
+        self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", (block.number, block.hash, header, extrinsics))
+        rows = [(key, block.number, value) for key, value in changes.items()]
+        self._db.executemany("INSERT INTO state VALUES (?, ?, ?)", rows)
+
+    def _keep_from(self, number: int) -> None:
+        self._db.execute("UPDATE history SET from_block = ?", (number,))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: all of it, or on any error nothing."""
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield
+            db.execute("COMMIT")
+        except BaseException as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise ChainError(
+                    f"{self._path} cannot be written ({error}): make room on the disk and start the chain again; "
+                    "what was final is kept"
+                ) from error
             raise
-        db.execute("COMMIT")
+        (self._from,) = db.execute("SELECT from_block FROM history").fetchone()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What SQLite or the codec cannot read is damage."""
+        try:
+            yield
+        except (sqlite3.Error, s.ScaleError) as error:
+            raise _damaged(self._path, str(error)) from error
 
     def latest(self) -> Block | None:
         """The highest block, or None in a new store. Its changes are not read."""
@@ -109,28 +183,34 @@ class Store:
         row = self._db.execute("SELECT hash FROM blocks WHERE number = ?", (number,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def load(self) -> MemoryState:
-        """The latest state, wholly."""
-        rows = self._db.execute("SELECT key, value, MAX(block) FROM state GROUP BY key HAVING value IS NOT NULL")
-        return MemoryState({bytes(key): bytes(value) for key, value, _ in rows})
+    def load(self, root: bytes) -> MemoryState:
+        """The latest state, wholly; ConfigError when it is not the one with this root."""
+        query = "SELECT key, value, MAX(block) FROM state GROUP BY key HAVING value IS NOT NULL"
+        with self._reading():
+            state = MemoryState({bytes(key): bytes(value) for key, value, _ in self._db.execute(query)})
+        if root_of(state.items()) != root:
+            raise _damaged(self._path, "the state is not the one that its last block names")
+        return state
 
     def at(self, number: int, *, best: int) -> HistoricState:
         """The state after block `number`; `HistoryDiscarded` when that is older than what is kept."""
-        if number < best - self.history_blocks:
-            raise HistoryDiscarded(
-                f"the state of block {number} is gone: that of the last {self.history_blocks} of {best} is kept"
-            )
+        oldest = max(best - self.history_blocks, self.history_from)
+        if number < oldest:
+            raise HistoryDiscarded(f"the state of block {number} is gone: that of blocks {oldest} to {best} is kept")
         return HistoricState(self._db, number)
 
     def _block(self, query: str, values: tuple[bytes | int, ...]) -> Block | None:
-        row = self._db.execute(query, values).fetchone()
+        with self._reading():
+            row = self._db.execute(query, values).fetchone()
         if row is None:
             return None
         number, block_hash, header, extrinsics = row
-        decoded = header_type.decode_all(header)
-        if header_hash(decoded) != block_hash:
-            raise ConfigError(f"block {number} of the chain's database is damaged: its hash does not fit")
-        return Block(number, block_hash, decoded, tuple(_opaque.decode_all(extrinsics)), {})
+        with self._reading():
+            decoded = header_type.decode_all(header)
+            body = tuple(_opaque.decode_all(extrinsics))
+        if header_hash(decoded) != block_hash or extrinsics_root(body) != decoded["extrinsics_root"]:
+            raise _damaged(self._path, f"the hash of block {number} does not fit")
+        return Block(number, block_hash, decoded, body, {})
 
     def _prune(self, cutoff: int) -> None:
         """Drop values that were replaced at or before `cutoff`."""
@@ -145,6 +225,7 @@ class Store:
             """,
             (cutoff, cutoff),
         )
+        self._keep_from(max(cutoff, self._from))
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -183,6 +264,13 @@ def _after(prefix: bytes) -> bytes | None:
     """The first key that sorts after everything under `prefix`; None when there is none."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+def _damaged(path: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"the chain's database {path} is damaged ({' '.join(what.split())}): delete its directory and start anew, "
+        "`mesh chain dev restore` then brings back a snapshot"
+    )
 
 
 def _lock(path: Path) -> int:

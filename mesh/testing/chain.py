@@ -45,6 +45,7 @@ from mesh.chain.types import (
     SubnetState,
 )
 from mesh.errors import (
+    BlockUnavailable,
     CallRefused,
     ChainError,
     ChainUnavailable,
@@ -56,6 +57,7 @@ from mesh.identity import AccountKey
 from mesh.peer import PeerInfo
 
 FEE_PLANCK: Final = 108_157_000
+EXISTENTIAL_DEPOSIT_PLANCK: Final = 500
 EMISSION_PLANCK: Final = 300_000_000_000_000_000
 BASE_REWARD_PLANCK: Final = 10**18
 DESIGNATED_SLOTS: Final = 3
@@ -212,13 +214,15 @@ class Ledger:
         for block in reversed(self.blocks):
             if block.ref.hash == at:
                 return block
-        raise ChainError(f"the node does not know the block 0x{at.hex()}")
+        raise BlockUnavailable(f"the chain does not know the block 0x{at.hex()}, or not any more", number=None)
 
     def block_number(self, number: int) -> _Block:
         """A block by number. Raises ChainError when there is none yet, or not any more."""
         index = number - self.blocks[0].ref.number
         if not 0 <= index < len(self.blocks):
-            raise ChainError(f"the chain has no block {number}{' yet' if index >= 0 else ' any more'}")
+            raise BlockUnavailable(
+                f"the chain has no block {number}{' yet' if index >= 0 else ' any more'}", number=number
+            )
         return self.blocks[index]
 
     def add(self, pending: _Pending) -> None:
@@ -771,6 +775,20 @@ class FakeChain:
         if (pallet, item) != ("Network", "HotkeyOwner") or keys or at not in (None, ledger.best.ref.hash):
             raise CallRefused(f"FakeChain has no storage map {pallet}.{item} at this block")
         return [((hotkey,), ledger.owners[hotkey]) for hotkey in sorted(ledger.owners)]
+
+    async def constant(self, pallet: str, name: str) -> object:
+        """`Network.EpochLength` and `Balances.ExistentialDeposit`. Raises CallRefused for any other."""
+        known = {"Network.EpochLength": self.epoch_length, "Balances.ExistentialDeposit": EXISTENTIAL_DEPOSIT_PLANCK}
+        self._reach()
+        if f"{pallet}.{name}" not in known:
+            raise CallRefused(f"pallet {pallet} of FakeChain has no constant {name!r}")
+        return known[f"{pallet}.{name}"]
+
+    async def estimate_fee(self, call: str, args: Mapping[str, object], signer: AccountKey) -> int:
+        """FEE_PLANCK. Raises CallRefused as `submit` does."""
+        self._reach()
+        _check_arguments(call if "." in call else f"Network.{call}", args)
+        return FEE_PLANCK
 
     async def submit(self, call: str, args: Mapping[str, object], signer: AccountKey) -> Receipt:
         """Enter the pool and wait for the block. Raises CallRefused, ExtrinsicInvalid, ExtrinsicFailed."""

@@ -44,3 +44,9 @@ def state_end() -> dict[str, Any]:
     """Block number, hash and raw storage after the recorded epoch."""
     loaded: dict[str, Any] = json.loads(golden("golden_state_end.json"))
     return loaded
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    return tmp_path

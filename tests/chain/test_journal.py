@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,21 +46,32 @@ def test_a_closed_entry_is_not_pending_any_more(tmp_path: Path) -> None:
     again = opened(tmp_path)
     assert again.pending == ()
     assert again.done[0].block == 12
-    assert again.claim(b"p", head=13) is None
+    assert again.unheard(b"p", head=13) == ()
 
 
-def test_a_fate_nobody_heard_is_claimed_once_and_only_while_the_era_lasts(tmp_path: Path) -> None:
+def test_a_fate_nobody_heard_waits_for_the_same_call_while_its_era_lasts(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     journal.open(entry())
     journal.close(entry(), Fate.INCLUDED, delivery=Delivery.WAITING, block=12)
-    assert journal.claim(b"other", head=20) is None
-    assert journal.claim(b"p", head=74) is None
-    done = journal.claim(b"p", head=73)
-    assert done is not None
+    assert journal.unheard(b"other", head=20) == ()
+    assert journal.unheard(b"p", head=74) == ()
+    (done,) = journal.unheard(b"p", head=73)
     assert done.block == 12
-    assert journal.claim(b"p", head=73) is None
+    journal.deliver(done.entry.extrinsic_hash)
+    assert journal.unheard(b"p", head=73) == ()
     journal.release()
-    assert opened(tmp_path).claim(b"p", head=20) is None
+    assert opened(tmp_path).unheard(b"p", head=20) == ()
+
+
+def test_what_another_living_process_told_its_caller_is_not_told_again(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    journal = opened(tmp_path)
+    for number, teller in enumerate((os.getppid(), dead.pid, os.getpid())):
+        journal.open(entry(number))
+        journal.close(entry(number), Fate.INCLUDED, delivery=Delivery.WAITING, block=12, teller=teller)
+    journal.release()
+    assert [done.entry.nonce for done in opened(tmp_path).unheard(b"p", head=20)] == [1, 2]
 
 
 def test_only_one_may_have_it_open(tmp_path: Path) -> None:

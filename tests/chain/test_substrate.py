@@ -5,89 +5,20 @@ Real websockets on loopback; blocks by hand. Timeouts are short where running in
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
 from mesh.chain import session
 from mesh.chain.journal import Journal, JournalDamaged
 from mesh.chain.runtime import Version
-from mesh.chain.session import RpcRefused
-from mesh.chain.substrate import ChainConfig, SubstrateChain
-from mesh.devchain.node import DevChain, DevChainConfig, run_chain
+from mesh.chain.substrate import SubstrateChain
+from mesh.devchain.node import DevChain, DevChainConfig
 from mesh.errors import ChainError, ChainUnavailable, ExtrinsicLost, WrongChain
-from mesh.identity import AccountKey
-
-ALITH = AccountKey.dev("alith")
-OWN = AccountKey.from_private(b"\x11" * 32)
-FUND = {f"0x{key.account_id.hex()}": 10**24 for key in (ALITH, OWN)}
-REMARK = {"remark": b"once"}
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return tmp_path
-
-
-def config(*urls: str, **changes: Any) -> ChainConfig:
-    defaults: dict[str, Any] = {
-        "urls": urls,
-        "call_timeout_s": 5,
-        "backoff_first_s": 0.02,
-        "backoff_max_s": 0.1,
-        "poll_interval_s": 0.05,
-    }
-    return ChainConfig(**{**defaults, **changes})
-
-
-def client(tmp_path: Path, *urls: str, **changes: Any) -> SubstrateChain:
-    recover: Sequence[bytes] = changes.pop("recover", ())
-    return SubstrateChain(
-        config(*urls, **changes), journal_dir=tmp_path / "journal", recover=recover, rng=random.Random(1)
-    )
-
-
-class Node:
-    """A dev chain that can be killed and started again on the same port, with the same state."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.dev = DevChain(DevChainConfig(fund=FUND))
-        self._nursery = nursery
-        self._scope = trio.CancelScope()
-        self.url = ""
-
-    async def start(self) -> None:
-        port = int(self.url.rpartition(":")[2]) if self.url else 0
-        self._scope = trio.CancelScope()
-
-        async def run(task_status: trio.TaskStatus[str]) -> None:
-            with self._scope:
-                await run_chain(DevChainConfig(fund=FUND, port=port), chain=self.dev, task_status=task_status)
-
-        self.url = await self._nursery.start(run)
-
-    def kill(self) -> None:
-        self._scope.cancel()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
-        while not holds():  # noqa: ASYNC110 - what is waited for is another program's state
-            await trio.sleep(0.005)
-
-
-async def expect(error: type[Exception], act: Callable[[], Awaitable[object]]) -> Exception:
-    with pytest.raises(error) as caught:
-        await act()
-    return caught.value
-
+from tests.chain.nodes import ALITH, OWN, REMARK, Node, Raw, back, client, expect, serve, until
 
 # --- connection -------------------------------------------------------------------------------------------------------
 
@@ -240,6 +171,7 @@ async def test_a_garbage_answer_is_a_chain_error_and_nothing_worse(tmp_path: Pat
         chain = client(tmp_path, await serve(nursery, relay))
         await nursery.start(chain.run)
         lying = True
+        node.dev.new_block()
         with pytest.raises(ChainError):
             await chain.timestamp_ms()
             await chain.head()
@@ -385,6 +317,23 @@ async def test_after_a_restart_the_pending_bytes_and_only_they_are_sent_again(tm
         nursery.cancel_scope.cancel()
 
 
+async def test_the_same_call_again_is_a_new_intent_unless_the_process_died_in_between(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        node = Node(nursery)
+        await node.start()
+        nursery.start_soon(seal, node.dev)
+        hashes: list[bytes] = []
+        for _ in range(2):  # two lives that end in order
+            async with trio.open_nursery() as life:
+                chain = client(tmp_path, node.url)
+                await life.start(chain.run)
+                receipts = [await chain.submit("System.remark", REMARK, OWN) for _ in range(2)]  # and two calls in each
+                hashes += [receipt.extrinsic_hash for receipt in receipts]
+                life.cancel_scope.cancel()
+        assert len(set(hashes)) == 4 == node.dev.nonce(OWN.account_id)
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_entry_whose_era_ended_unused_is_dead_and_the_call_is_made_anew(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         node = Node(nursery)
@@ -509,7 +458,9 @@ async def test_the_bytes_are_on_disk_before_they_leave(tmp_path: Path) -> None:
         nursery.start_soon(seal, node.dev)
         await chain.submit("System.remark", REMARK, OWN)
         assert written == [True]
-        assert Journal.open_locked(tmp_path / "journal", genesis=chain.genesis, account=OWN.account_id) is not None
+        journal = Journal.open_locked(tmp_path / "journal", genesis=chain.genesis, account=OWN.account_id)
+        assert journal is not None
+        journal.release()
         nursery.cancel_scope.cancel()
 
 
@@ -536,57 +487,3 @@ def test_a_second_start_does_not_download_the_metadata(tmp_path: Path, metadata_
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     session.read_metadata(rpc, bytes(32), version, tmp_path)
     assert asked.count("state_getMetadata") == 4
-
-
-# --- a node made of a function ----------------------------------------------------------------------------------------
-
-
-class Raw(str):
-    """A message to send as it is."""
-
-    __slots__ = ()
-
-
-Answer = Callable[[str, Sequence[Any]], Awaitable[object]]
-
-
-async def serve(nursery: trio.Nursery, answer: Answer) -> str:
-    """A JSON-RPC node on loopback whose answers come from a function."""
-
-    async def handle(request: WebSocketRequest) -> None:
-        websocket = await request.accept()
-        try:
-            while True:
-                asked = json.loads(await websocket.get_message())
-                reply: dict[str, object] = {"jsonrpc": "2.0", "id": asked["id"]}
-                try:
-                    result = await answer(asked["method"], asked["params"])
-                except RpcRefused as error:
-                    reply["error"] = {"code": error.code, "message": error.message}
-                else:
-                    if isinstance(result, Raw):
-                        await websocket.send_message(str(result))
-                        continue
-                    reply["result"] = result
-                await websocket.send_message(json.dumps(reply))
-        except ConnectionClosed:
-            pass
-
-    server = await nursery.start(lambda task_status: serve_websocket(
-        handle, "127.0.0.1", 0, None, task_status=task_status
-    ))  # fmt: skip
-    return f"ws://127.0.0.1:{server.port}"
-
-
-async def back(url: str, method: str, params: Sequence[Any]) -> object:
-    """Ask the real node; subscriptions, which this cannot pass on, are refused."""
-    if method.startswith("chain_subscribe"):
-        raise RpcRefused(method, session.METHOD_NOT_FOUND, "Method not found")
-    from trio_websocket import open_websocket_url
-
-    async with open_websocket_url(url) as websocket:
-        await websocket.send_message(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}))
-        reply = json.loads(await websocket.get_message())
-        if "error" in reply:
-            raise RpcRefused(method, reply["error"]["code"], reply["error"]["message"])
-        return reply["result"]

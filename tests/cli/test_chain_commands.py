@@ -55,7 +55,7 @@ def hexkey(name: str) -> str:
 @pytest.fixture(scope="module")
 def subnet(chain: Chain) -> str:
     done = chain.mesh(
-        "register-subnet", "--name", "one", "--repo", "one", "--initial_coldkeys", *TRIO,
+        "register-subnet", "--yes", "--name", "one", "--repo", "one", "--initial_coldkeys", *TRIO,
         "--bootnodes", f"/ip4/127.0.0.1/tcp/1/p2p/{PeerKey.dev('bootnode').peer_id}", "--json",
         secret=hexkey("alith"),
     )  # fmt: skip
@@ -72,24 +72,36 @@ def test_refusals_say_what_to_do(chain: Chain, subnet: str) -> None:
     poor = AccountKey.generate().private.hex()
     for argv, secret, says in (
         ((*register, "--stake_to_be_added", "1"), hexkey("alith"), "stake more"),
-        ((*register, "--stake_to_be_added", "5000000"), hexkey("alith"), "stake"),
+        ((*register, "--stake_to_be_added", "5000000"), hexkey("alith"), "smaller amount"),
         (register, hexkey("baltathar"), "initial coldkeys"),
         (again, hexkey("alith"), "another --name"),
         (("activate-subnet", "--subnet_id", "1"), hexkey("alith"), "at least 3 nodes"),
         (("activate-subnet", "--subnet_id", "1"), hexkey("baltathar"), "only the coldkey"),
         (("activate-subnet", "--subnet_id", "77"), hexkey("alith"), "77"),
-        (("activate-subnet", "--subnet_id", "1"), poor, "TENSOR first"),
+        (("transfer", "--to", TRIO[1], "--amount", "1"), poor, "TENSOR first"),
         (("activate-node", "--subnet_id", "1", "--subnet_node_id", "9"), "", "register-node"),
     ):
-        done = chain.mesh(*argv, secret=secret)
+        sign = () if argv[0] == "activate-node" else ("--yes",)
+        done = chain.mesh(*argv, *sign, secret=secret)
         assert done.returncode == 1, (argv, done.stdout)
         assert says in done.stderr, (argv, done.stderr)
         assert "Traceback" not in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        said = [line for line in done.stderr.strip().splitlines() if not line.startswith("warning:")]
+        assert len(said) == 1, done.stderr
 
 
 def test_secrets_on_argv_work_here_because_this_chain_is_ours(chain: Chain, subnet: str) -> None:
-    argv = ("register-node", "--subnet_id", "1", "--keys-dir", "keys", "--private_key", hexkey("alith"), "--json")
+    argv = (
+        "register-node",
+        "--subnet_id",
+        "1",
+        "--keys-dir",
+        "keys",
+        "--private_key",
+        hexkey("alith"),
+        "--json",
+        "--yes",
+    )
     stranger = {**chain.env, "XDG_DATA_HOME": str(chain.folder / "another-home")}
     elsewhere = Chain(chain.folder, stranger, chain.url).mesh(*argv)
     assert elsewhere.returncode == 1

@@ -21,9 +21,9 @@ from mesh.chain.dialect import peer_id_bytes
 from mesh.chain.epochs import Epochs
 from mesh.chain.staking import NodeTerms, node_args
 from mesh.chain.substrate import ChainConfig, SubstrateChain
-from mesh.chain.types import NodeClass, Receipt, Score, SubnetState
+from mesh.chain.types import BlockRef, NodeClass, Receipt, Score, SubnetState
 from mesh.devchain.node import DevChain, DevChainConfig, run_chain
-from mesh.errors import CallRefused, ChainError, ExtrinsicFailed, ExtrinsicInvalid, first_leaf
+from mesh.errors import BlockUnavailable, CallRefused, ChainError, ExtrinsicFailed, ExtrinsicInvalid, first_leaf
 from mesh.identity import AccountKey, PeerKey
 from mesh.peer import PeerID
 from mesh.testing.chain import FakeChain, Ledger
@@ -434,3 +434,117 @@ async def test_storage_is_read_by_name(bench: Bench) -> None:
     assert entries == {(hotkey.account_id,): coldkey.account_id for hotkey, coldkey in owners}
     with pytest.raises(CallRefused, match="NoSuchItem"):
         await bench.chain.storage("Network", "NoSuchItem")
+
+
+async def test_a_fee_is_known_before_to_the_planck_and_asking_costs_nothing(bench: Bench) -> None:
+    chain, payer = bench.chain, COLDKEYS[0]
+    before = await chain.balance(payer.account_id)
+    fee = await chain.estimate_fee("System.remark", {"remark": b"hello"}, payer)
+    assert await chain.estimate_fee("System.remark", {"remark": b"hello"}, payer) == fee
+    assert await chain.balance(payer.account_id) == before
+    assert bench.pooled() == 0
+    receipt = await submit(bench, "System.remark", {"remark": b"hello"}, payer)
+    assert fee == receipt.fee_planck > 0
+    assert before.free_planck - (await chain.balance(payer.account_id)).free_planck == fee
+    # whoever cannot pay is told what it would cost
+    assert await chain.estimate_fee("System.remark", {"remark": b"hello"}, STRANGER) == fee
+
+
+async def test_a_price_of_what_cannot_be_called_is_refused_by_name(bench: Bench) -> None:
+    with pytest.raises(CallRefused, match="make_me_rich"):
+        await bench.chain.estimate_fee("Network.make_me_rich", {}, OWNER)
+    with pytest.raises(CallRefused, match="'subnet'"):
+        await bench.chain.estimate_fee("activate_subnet", {"subnet": 1}, OWNER)
+
+
+async def test_constants_are_read_by_name(bench: Bench) -> None:
+    assert await bench.chain.constant("Network", "EpochLength") == bench.chain.epoch_length == 20
+    assert await bench.chain.constant("Balances", "ExistentialDeposit") == 500
+    with pytest.raises(CallRefused, match="NoSuchConstant"):
+        await bench.chain.constant("Network", "NoSuchConstant")
+
+
+async def test_a_block_nobody_knows_is_unavailable(bench: Bench) -> None:
+    unknown = b"\x77" * 32
+    subnet_id = await registered(bench)
+    for ask in (
+        lambda: bench.chain.subnet(subnet_id, unknown),
+        lambda: bench.chain.snapshot(subnet_id, BlockRef(9, unknown)),
+        lambda: bench.chain.events(unknown),
+    ):
+        with pytest.raises(BlockUnavailable, match="77777777"):
+            await ask()
+    with pytest.raises(BlockUnavailable, match="no block 999 yet") as caught:
+        await bench.chain.block_hash(999)
+    assert caught.value.number == 999
+
+
+async def test_events_are_of_the_block_that_is_named(bench: Bench) -> None:
+    receipts = [await submit(bench, "System.remark", {"remark": bytes((n,))}, COLDKEYS[0]) for n in range(2)]
+    bench.new_block()
+    for receipt in receipts:
+        events = await bench.chain.events(receipt.block.hash)
+        assert list(events)[-len(receipt.events) :] == list(receipt.events)
+    names = [event.name for event in await bench.chain.events((await bench.chain.head()).hash)]
+    assert "TransactionFeePaid" not in names
+
+
+async def test_finality_follows_the_head(bench: Bench) -> None:
+    assert (await bench.chain.finalized()).number == 0
+    for _ in range(3):
+        bench.new_block()
+    final = await bench.chain.finalized()
+    assert 0 < final.number <= (await bench.chain.head()).number
+    assert await bench.chain.block_hash(final.number) == final.hash
+
+
+async def test_a_reader_of_heads_that_was_slow_gets_the_newest_only(bench: Bench) -> None:
+    heads = bench.chain.heads()
+    assert (await anext(heads)).number == 0
+    for _ in range(5):
+        bench.new_block()
+    with trio.fail_after(10):
+        seen = [(await anext(heads)).number]
+        while seen[-1] < 5:
+            seen.append((await anext(heads)).number)
+    assert seen == sorted(set(seen))
+    assert len(seen) <= 5
+    await heads.aclose()  # type: ignore[attr-defined]
+
+
+async def test_what_does_not_exist_is_none_or_empty_and_never_a_struct_of_zeros(bench: Bench) -> None:
+    subnet_id = await registered(bench)
+    chain = bench.chain
+    assert await chain.elected(subnet_id, 99) is None
+    assert await chain.submission(subnet_id, 99) is None
+    assert (await chain.snapshot(subnet_id + 1)).nodes == ()
+    assert await chain.bootnodes(subnet_id + 1) == ()
+    for node in (await chain.snapshot(subnet_id)).nodes:
+        assert (node.bootnode_peer_id, node.client_peer_id) == (None, None)
+    nobody = await chain.balance(b"\x09" * 20)
+    assert (nobody.free_planck, nobody.reserved_planck, nobody.nonce) == (0, 0, 0)
+
+
+async def test_money_is_sent_to_the_planck(bench: Bench) -> None:
+    to = b"\x0a" * 20
+    args: dict[str, object] = {"dest": to, "value": 7 * TENSOR + 1}
+    receipt = await submit(bench, "Balances.transfer_keep_alive", args, COLDKEYS[0])
+    assert (await bench.chain.balance(to)).free_planck == 7 * TENSOR + 1
+    left = (await bench.chain.balance(COLDKEYS[0].account_id)).free_planck
+    assert left == FUND[COLDKEYS[0].account_id] - 7 * TENSOR - 1 - receipt.fee_planck
+
+
+ERRORS: list[tuple[str, dict[str, object], AccountKey, str]] = [
+    ("activate_subnet", {}, COLDKEYS[0], "NotSubnetOwner"),
+    ("remove_subnet_node", {"subnet_node_id": 1}, COLDKEYS[1], "NotKeyOwner"),
+    ("add_to_delegate_stake", {"stake_to_be_added": 10**30}, COLDKEYS[0], "NotEnoughBalanceToStake"),
+    ("remove_delegate_stake", {"shares_to_be_removed": 1}, COLDKEYS[0], "NotEnoughStakeToWithdraw"),
+]
+
+
+async def test_the_pallets_errors_come_by_name(bench: Bench) -> None:
+    subnet_id = await registered(bench)
+    for call, args, key, name in ERRORS:
+        with pytest.raises(ExtrinsicFailed) as caught:
+            await submit(bench, call, {"subnet_id": subnet_id, **args}, key)
+        assert (caught.value.pallet, caught.value.name) == ("Network", name), call

@@ -30,6 +30,12 @@ def calls() -> tuple[dict[str, Any], ...]:
     return tuple(each for each in found if isinstance(each, dict) and "extrinsic" in each)
 
 
+def end_state() -> dict[bytes, bytes]:
+    """Raw storage after the recorded epoch."""
+    recorded = json.loads((FOLDER / "golden_state_end.json").read_text())["storage"]
+    return {bytes.fromhex(key[2:]): bytes.fromhex(value[2:]) for key, value in recorded.items()}
+
+
 @lru_cache
 def foreign_registry() -> tuple[Any, Any]:
     """(scalecodec's configuration, decoded metadata) of the real runtime."""

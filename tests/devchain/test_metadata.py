@@ -13,7 +13,7 @@ from scalecodec.base import ScaleBytes
 
 from mesh.devchain import metadata
 from mesh.devchain import scale as s
-from mesh.devchain.pallet import Pallet
+from mesh.devchain.pallet import Pallet, twox
 from mesh.devchain.pallets import all_pallets
 from mesh.devchain.runtime import Runtime
 
@@ -61,6 +61,8 @@ def same_type(mine: int | None, real: int | None) -> None:
     a, b = ours().types[mine], theirs().types[real]
     assert a["path"] == b["path"]
     assert [p["name"] for p in a["params"]] == [p["name"] for p in b["params"]]
+    for left, right in zip(a["params"], b["params"], strict=True):
+        same_type(left["type"], right["type"])
     (kind,) = a["def"]
     assert kind in b["def"]
     x, y = a["def"][kind], b["def"][kind]
@@ -155,6 +157,69 @@ def test_storage_item(pallet: str, name: str) -> None:
         same_type(mine["type"]["Map"]["key"], real["type"]["Map"]["key"])
         same_type(mine["type"]["Map"]["value"], real["type"]["Map"]["value"])
     assert mine["default"] == real["default"]
+
+
+LEFT_OUT = {
+    "System": {"ExtrinsicCount", "InherentsApplied", "BlockWeight", "AllExtrinsicsLen", "ExtrinsicData", "EventTopics",
+               "UpgradedToU32RefCount", "UpgradedToTripleRefCount", "ExecutionPhase", "AuthorizedUpgrade"},
+    "Balances": {"Account", "Locks", "Reserves", "Holds", "Freezes"},
+    "TransactionPayment": {"StorageVersion"},
+}  # fmt: skip
+"""Storage of pallets we have that a development chain does not keep: weights, upgrades, locks."""
+GOVERNANCE = range(77, 163)
+"""Calls of the Network pallet that only the network's council may make."""
+
+
+@golden.needs_golden
+@pytest.mark.parametrize("pallet", [each.name for each in PALLETS])
+def test_nothing_is_missing_but_what_is_named_here(pallet: str) -> None:
+    mine, real = ours().pallets[pallet], theirs().pallets[pallet]
+    assert list(ours().enum(pallet, "event")) == list(theirs().enum(pallet, "event"))
+    assert [each["name"] for each in mine["constants"]] == [each["name"] for each in real["constants"]]
+    names = [each["name"] for each in real["storage"]["entries"]]
+    kept = [name for name in names if name not in LEFT_OUT.get(pallet, set())]
+    if pallet == "Network":
+        assert [each["name"] for each in mine["storage"]["entries"]] == kept  # and in the same order
+        missing = set(theirs().enum(pallet, "calls")) - set(ours().enum(pallet, "calls"))
+        found = {theirs().enum(pallet, "calls")[name]["index"] for name in missing}
+        assert found == set(GOVERNANCE)
+    else:
+        assert {each["name"] for each in mine["storage"]["entries"]} == set(kept)
+
+
+@golden.needs_golden
+def test_calls_are_listed_by_index() -> None:
+    for pallet in PALLETS:
+        indices = [call["index"] for call in ours().enum(pallet.name, "calls").values()]
+        assert indices == sorted(indices)
+
+
+STORAGE_VERSION = twox(b":__STORAGE_VERSION__:", 16)
+"""Second half of the key under which each real pallet keeps the version of its storage; in no metadata."""
+
+
+@golden.needs_golden
+def test_every_recorded_storage_key_is_one_of_ours_and_its_value_reads() -> None:
+    """A whole recorded state: every key is made by our declaration from the keys in it, every value reads and writes
+    the same. (System.Events holds events of pallets we have not; it is read elsewhere.)"""
+    runtime = Runtime(epoch_length=EPOCH_LENGTH)
+    declared_items = {item.prefix: item for pallet in runtime.pallets.values() for item in pallet.storage}
+    left_out = {
+        twox(pallet.encode(), 16) + twox(name.encode(), 16): f"{pallet}.{name}"
+        for pallet, names in LEFT_OUT.items()
+        for name in names
+    }
+    seen: dict[str, int] = {}
+    for key, value in golden.end_state().items():
+        item = declared_items.get(key[:32])
+        if item is None:
+            assert key[:32] in left_out or key[16:] == STORAGE_VERSION, key.hex()
+            continue
+        seen[item.pallet] = seen.get(item.pallet, 0) + 1
+        assert item.key(*item.decode_key(key)) == key
+        if item is not runtime.events:
+            assert item.value.encode(item.value.decode_all(value)) == value, item
+    assert seen == {"System": 74, "Timestamp": 1, "Balances": 2, "Network": 94}
 
 
 CHOSEN_HERE = {"System.Version"}

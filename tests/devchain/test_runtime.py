@@ -328,7 +328,9 @@ def demo_pallet() -> Pallet:
 def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[DevChain]:
     monkeypatch.setattr(
         "mesh.devchain.chain.Runtime",
-        lambda epoch_length: Runtime(epoch_length=epoch_length, pallets=[*all_pallets(epoch_length), demo_pallet()]),
+        lambda epoch_length, **_: Runtime(
+            epoch_length=epoch_length, pallets=[*all_pallets(epoch_length), demo_pallet()]
+        ),
     )
     opened = DevChain(DevChainConfig(fund=FUND))
     yield opened
@@ -430,7 +432,7 @@ def test_state_of_the_past(tmp_path: Path) -> None:
         chain.state_at(marks[0][0])
     kept = chain.store.at(chain.best.number - 16, best=chain.best.number)
     assert chain.runtime.account(kept, BOB.address)["data"]["free"] == START + 3000
-    assert dict(chain.store.load().items()) == dict(chain.state.items())
+    assert dict(chain.store.load(chain.best.header["state_root"]).items()) == dict(chain.state.items())
     chain.close()
 
 

@@ -1,184 +1,35 @@
-"""The chain on a real websocket: driven by unmodified substrate-interface, and by hand for what it never sends."""
+"""The chain on a real websocket, by hand: what clients of others never send too. (tests/interop drives those.)"""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import trio
-from substrateinterface import Keypair, KeypairType, SubstrateInterface
-from substrateinterface.exceptions import SubstrateRequestException
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, open_websocket_url
 
 from mesh.devchain import scale as s
 from mesh.devchain.node import DevChain, DevChainConfig, PoolConfig, ServerConfig, run_chain
-from mesh.devchain.pallets import books, system
+from mesh.devchain.pallets import system
+from mesh.devchain.pallets.network import storage
 from mesh.devchain.pallets.transaction_payment import BASE_FEE_PLANCK
 from mesh.devchain.server import refusal
 from mesh.errors import ConfigError, ListenFailed
 
-from .signing import Signer
-from .test_runtime import events, planck_adds_up, transfer
-
-ALICE, BOB, CAROL = Signer("alice"), Signer("bob"), Signer("carol")
-START = 10**24
-FUND = {ALICE.hex: START, BOB.hex: START}
-T = TypeVar("T")
+from .serving import ALICE, BOB, CAROL, FUND, running
+from .test_runtime import events, transfer
 
 
 @pytest.fixture(autouse=True)
 def own_data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting a chain notes its genesis in the user's data folder; here that is a temporary one."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
-
-
-@asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[tuple[DevChain, str]]:
-    """A chain that answers at a url."""
-    config = DevChainConfig(**{"fund": FUND, "dev_rpc": True, **settings})
-    chain = DevChain(config)
-    try:
-        async with trio.open_nursery() as nursery:
-            url = await nursery.start(partial(run_chain, config, chain=chain))
-            yield chain, url
-            nursery.cancel_scope.cancel()
-    finally:
-        chain.close()
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run blocking client code beside the chain."""
-    with trio.fail_after(60):
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
-
-
-def keypair(who: Signer) -> Keypair:
-    """The same key, as substrate-interface holds it."""
-    return Keypair.create_from_private_key("0x" + who.key.secret.hex(), crypto_type=KeypairType.ECDSA)
-
-
-def connect(url: str) -> SubstrateInterface:
-    """An unmodified client; its socket gives up after a while, so that no test hangs."""
-    return SubstrateInterface(url=url, ws_options={"timeout": 30})
-
-
-async def test_substrate_interface_lives_a_whole_life() -> None:
-    """Connect at genesis, query, transfer (immortal and mortal), watch, fee, events, errors by name, maps."""
-    async with running() as (chain, url):
-
-        def forwards(client: SubstrateInterface) -> None:
-            client.rpc_request("dev_newBlock", [{"count": 1}])
-
-        def work() -> None:
-            client, miner = connect(url), connect(url)
-            assert (client.chain, client.token_symbol, client.token_decimals) == ("mesh dev chain", "TENSOR", 18)
-            assert client.query("System", "Account", [ALICE.hex]).value["data"]["free"] == START
-            pair = keypair(ALICE)
-            assert pair.public_key == ALICE.address
-            call = client.compose_call("Balances", "transfer_keep_alive", {"dest": BOB.hex, "value": 1000})
-            spent = 0
-            for era in (None, {"period": 64}):
-                signed = client.create_signed_extrinsic(call, pair, era=era)
-                answer = client.rpc_request("author_submitExtrinsic", [str(signed.data)])
-                forwards(miner)
-                receipt = client.retrieve_extrinsic_by_hash(client.get_chain_head(), answer["result"])
-                assert receipt.is_success
-                assert receipt.total_fee_amount == BASE_FEE_PLANCK + len(signed.data.data)
-                spent += receipt.total_fee_amount + 1000
-                names = [(e.value["module_id"], e.value["event_id"]) for e in receipt.triggered_events]
-                assert names[1] == ("Balances", "Transfer")
-            assert client.query("System", "Account", [ALICE.hex]).value["data"]["free"] == START - spent
-            # a dispatch error has its name
-            call = client.compose_call("Network", "add_to_delegate_stake", {"subnet_id": 5, "stake_to_be_added": 1})
-            signed = client.create_signed_extrinsic(call, pair)
-            answer = client.rpc_request("author_submitExtrinsic", [str(signed.data)])
-            forwards(miner)
-            receipt = client.retrieve_extrinsic_by_hash(client.get_chain_head(), answer["result"])
-            assert not receipt.is_success
-            assert receipt.error_message["name"] == "InvalidSubnetId"
-            # maps, constants, the past
-            balances = {k.value: v.value["data"]["free"] for k, v in client.query_map("System", "Account", page_size=1)}
-            assert {ALICE.hex, BOB.hex} <= set(balances)
-            causes = {k.value: v.value for k, v in client.query_map("Books", "Burned", [0])}
-            assert causes == {"fee": chain.get(books.BURNED, 0, b"fee")}
-            assert client.get_constant("Network", "EpochLength").value == 20
-            first = client.get_block_hash(1)
-            assert client.query("System", "Account", [BOB.hex], block_hash=first).value["data"]["free"] == START + 1000
-            assert client.get_block(first)["header"]["number"] == 1
-            assert client.get_block_number(client.get_chain_finalised_head()) == chain.best.number - 1
-            client.close()
-            miner.close()
-
-        await in_thread(work)
-        planck_adds_up(chain)
-
-
-async def test_substrate_interface_watches_to_finalized() -> None:
-    async with running(dev_rpc=False) as (chain, url):
-        submitted = trio.Event()
-        submit = chain.submit
-
-        def note(raw: bytes) -> Any:
-            submitted.set()
-            return submit(raw)
-
-        chain.submit = note  # type: ignore[method-assign]
-
-        def work() -> tuple[bool, bool, Any]:
-            client = connect(url)
-            call = client.compose_call("Network", "attest", {"subnet_id": 5, "attest_data": None})
-            signed = client.create_signed_extrinsic(call, keypair(ALICE))
-            receipt = client.submit_extrinsic(signed, wait_for_finalization=True)
-            client.close()
-            return receipt.finalized, receipt.is_success, receipt.error_message
-
-        async with trio.open_nursery() as nursery:
-            result: list[Any] = []
-
-            async def client() -> None:
-                result.append(await in_thread(work))
-
-            nursery.start_soon(client)
-            await submitted.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            chain.new_block()
-            chain.new_block()
-        finalized, success, error = result[0]
-        assert finalized
-        assert not success
-        assert error["type"] == "Module"
-
-
-async def test_a_tampered_extrinsic_is_refused_with_1010() -> None:
-    async with running() as (chain, url):
-
-        def work() -> None:
-            client = connect(url)
-            call = client.compose_call("Balances", "transfer_keep_alive", {"dest": BOB.hex, "value": 1000})
-            signed = client.create_signed_extrinsic(call, keypair(ALICE))
-            raw = bytearray(signed.data.data)
-            raw[-1] ^= 1
-            with pytest.raises(SubstrateRequestException) as caught:
-                client.rpc_request("author_submitExtrinsic", ["0x" + raw.hex()])
-            assert caught.value.args[0]["code"] == 1010
-            assert "bad signature" in caught.value.args[0]["data"]
-            # and one that cannot pay
-            signed = client.create_signed_extrinsic(call, keypair(CAROL))
-            with pytest.raises(SubstrateRequestException) as caught:
-                client.submit_extrinsic(signed)
-            assert caught.value.args[0]["code"] == 1010
-            assert "Inability to pay" in caught.value.args[0]["data"]
-            client.close()
-
-        await in_thread(work)
-        chain.new_block()
-        assert chain.nonce(ALICE.address) == 0
 
 
 async def test_restart_keeps_what_clients_saw(tmp_path: Path) -> None:
@@ -191,14 +42,10 @@ async def test_restart_keeps_what_clients_saw(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="another dev chain runs"):
             await run_chain(chain.config)
 
-        def work() -> tuple[str, str, int]:
-            client = connect(url)
-            nonce = client.get_account_nonce(ALICE.hex)
-            found = client.get_block_hash(0), client.get_chain_head(), nonce
-            client.close()
-            return found
-
-        assert await in_thread(work) == ("0x" + genesis.hex(), "0x" + head.hex(), 1)
+        async with bare(url) as client:
+            assert await client.get("chain_getBlockHash", 0) == "0x" + genesis.hex()
+            assert await client.get("chain_getHead") == "0x" + head.hex()
+            assert await client.get("account_nextIndex", ALICE.hex) == 1
 
 
 class Client:
@@ -364,7 +211,7 @@ async def test_subscriptions() -> None:
 async def test_errors_have_their_codes() -> None:
     async with running(dev_rpc=False) as (chain, url), bare(url) as client:
         assert await client.code("dev_newBlock") == -32601
-        assert await client.code("network_getSubnetInfo", 1) == -32601
+        assert await client.code("network_getConsensusData", 1) == -32601
         for method, params in (
             ("state_getStorage", ()),
             ("state_getStorage", ("nothex",)),
@@ -506,3 +353,43 @@ async def test_blocks_come_by_themselves(autojump_clock: trio.testing.MockClock)
     assert chain.get(now) == int((SimClock().now()) * 1000) - 1000
     assert [name for _, name, _ in events(chain)][-1] == "ExtrinsicSuccess"
     chain.close()
+
+
+async def test_dev_methods_over_the_wire() -> None:
+    async with running() as (chain, url), bare(url) as client:
+        nodes = "0x" + storage.MinSubnetNodes.key().hex()
+        block = await client.get("dev_setStorage", [[nodes, "0x01000000"]])
+        assert block == "0x" + chain.best.hash.hex()
+        raw = await client.get("dev_snapshot")
+        account = [[[CAROL.hex], {"nonce": 0, "consumers": 0, "providers": 1, "sufficients": 0,
+                                  "data": {"free": "5000", "reserved": 0, "frozen": 0, "flags": 0}}]]  # fmt: skip
+        named = {"Network": {"MinSubnetNodes": 2, "TxPause": True, "SubnetReputation": [[[7], 9], [[8], None]]},
+                 "System": {"Account": account}}  # fmt: skip
+        await client.get("dev_setStorage", named)
+        assert [chain.get(storage.MinSubnetNodes), chain.get(storage.TxPause)] == [2, True]
+        assert chain.get(storage.SubnetReputation, 7) == 9
+        assert chain.get(system.ACCOUNT, CAROL.address)["data"]["free"] == 5000
+        await client.get("chain_subscribeNewHeads")
+        assert (await client.note())["number"] == "0x2"
+        await client.get("state_subscribeStorage", [nodes])
+        assert (await client.note())["changes"] == [[nodes, "0x02000000"]]
+        assert await client.get("dev_restore", raw) == block
+        assert (await client.note())["number"] == "0x1"
+        assert (await client.note())["changes"] == [[nodes, "0x01000000"]]
+        for junk in ([], {}, 5, [[nodes]], [[nodes, "0x"]], [["0x12", "0x"]], {"Network": 5}, {"Nobody": {"X": 1}},
+                     {"Network": {"MinSubnetNodez": 1}}, {"Network": {"SubnetReputation": 5}},
+                     {"Network": {"SubnetReputation": [[["a"], 5]]}}, {"Network": {"MinSubnetNodes": "x"}},
+                     {"System": {"Number": 5}}):  # fmt: skip
+            assert await client.code("dev_setStorage", junk) == -32602, junk
+        for junk in ("0x", "0x1234", raw[:-2], 5):
+            assert await client.code("dev_restore", junk) == -32602
+        assert chain.best.number == 1
+
+
+async def test_without_dev_rpc_its_methods_say_what_to_do() -> None:
+    async with running(dev_rpc=False) as (_, url), bare(url) as client:
+        for method in ("dev_newBlock", "dev_setStorage", "dev_snapshot", "dev_restore"):
+            error = (await client.ask(method))["error"]
+            assert error["code"] == -32601
+            assert "--dev-rpc" in error["message"]
+        assert "dev_newBlock" not in (await client.get("rpc_methods"))["methods"]

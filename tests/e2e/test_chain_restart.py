@@ -71,7 +71,7 @@ def _story(town: Town) -> None:
         for file in ("peer", "bootnode", "client"):
             save_peer_key(town.folder / name / f"{file}.key", PeerKey.generate())
     town.run(
-        "register-subnet", "--name", "m", "--repo", "m", "--coldkey-file", "alith.account",
+        "register-subnet", "--yes", "--name", "m", "--repo", "m", "--coldkey-file", "alith.account",
         "--initial_coldkeys", *(AccountKey.dev(name).address for name in NAMES),
         "--bootnodes", f"/ip4/127.0.0.1/tcp/1/p2p/{PeerKey.dev('bootnode').peer_id}",
     )  # fmt: skip
@@ -79,14 +79,14 @@ def _story(town: Town) -> None:
     nodes = []
     for name in NAMES:
         registered = ("--subnet_id", "1", "--keys-dir", name, "--coldkey-file", f"{name}.account")
-        town.run("register-node", *registered)
+        town.run("register-node", "--yes", *registered)
         node, said = town.start(
             "server", "mock", "--identity-path", f"{name}/peer.key", "--hotkey-file", f"{name}/hotkey.account",
             "--data-dir", f"data-{name}", *entry,
         )  # fmt: skip
         entry = ["--initial-peers", said["addresses"][0]]
         nodes.append(node)
-    town.run("activate-subnet", "--subnet_id", "1", "--coldkey-file", "alith.account")
+    town.run("activate-subnet", "--yes", "--subnet_id", "1", "--coldkey-file", "alith.account")
 
     # ... and the chain dies; its database and port stay.
     chain.kill()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from mesh.devchain.pallet import Pallet
 from mesh.devchain.pallets import balances, books, network, system, timestamp, transaction_payment
+from mesh.devchain.pallets.network.storage import DEV_GENESIS
 
 SPEC_VERSION = 1
 TRANSACTION_VERSION = 1
@@ -36,14 +39,17 @@ RUNTIME_VERSION: dict[str, object] = {
 }
 
 
-def all_pallets(epoch_length: int) -> list[Pallet]:
-    """Every pallet, for a chain whose global epoch is `epoch_length` blocks."""
+def all_pallets(epoch_length: int, *, network_genesis: Mapping[str, Any] = DEV_GENESIS) -> list[Pallet]:
+    """Every pallet, for a chain whose global epoch is `epoch_length` blocks.
+
+    `network_genesis`: what plain items of the Network pallet hold at block 0 in place of their defaults.
+    """
     ledger = balances.BooksLedger(epoch_length)
     return [
         system.pallet(RUNTIME_VERSION),
         timestamp.pallet(),
         balances.pallet(ledger),
         transaction_payment.pallet(),
-        network.pallet(epoch_length),
+        network.pallet(epoch_length, genesis=network_genesis),
         books.pallet(),
     ]

@@ -100,6 +100,12 @@ class BooksLedger:
         key = (ctx.block // self.epoch_length, cause.encode())
         ctx.put(item, *key, value=ctx.get(item, *key) + amount)
 
+    def book_set(self, ctx: Context, difference: int) -> None:
+        """Book what an account gained or, negative, lost because its entry was written over."""
+        if difference:
+            self.book(ctx, books.MINTED if difference > 0 else books.BURNED, "set-storage", abs(difference))
+            self._add_issuance(ctx, difference)
+
     def add_free(self, ctx: Context, who: bytes, amount: int, *, keep_alive: bool = False) -> None:
         """Change a free balance by `amount` planck, making or ending the account where that is needed."""
         info: dict[str, Any] = ctx.get(system.ACCOUNT, who)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from mesh.devchain import scale as s
-from mesh.devchain.pallet import Call, Constant, Context, Hasher, Pallet, StorageItem
+from mesh.devchain.pallet import Call, Constant, Context, DispatchOther, Hasher, Pallet, StorageItem
 
 BLOCK_HASH_COUNT = 256
 """Blocks whose hash stays in storage; an era whose birth is older is refused."""
@@ -179,6 +179,10 @@ def _remark_with_event(ctx: Context, origin: bytes, remark: bytes) -> None:
     ctx.emit("Remarked", sender=origin, hash=hashlib.blake2b(remark, digest_size=32).digest())
 
 
+def _root_only(ctx: Context, origin: bytes, **args: object) -> None:
+    raise DispatchOther("BadOrigin")  # no account is root; the author's own are applied by the runtime
+
+
 def _weight(ref_time: int, proof_size: int) -> dict[str, int]:
     return {"ref_time": ref_time, "proof_size": proof_size}
 
@@ -221,6 +225,8 @@ def pallet(version: dict[str, object]) -> Pallet:
         ],
         calls=[
             Call(0, "remark", (("remark", s.bytes_),), _remark),
+            Call(4, "set_storage", (("items", s.vec(s.tuple_of(s.bytes_, s.bytes_))),), _root_only),
+            Call(5, "kill_storage", (("keys", s.vec(s.bytes_)),), _root_only),
             Call(7, "remark_with_event", (("remark", s.bytes_),), _remark_with_event),
         ],
         events={

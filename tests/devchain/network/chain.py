@@ -110,7 +110,7 @@ class Chain:
             self.ctx().put(s.SubnetElectedValidator, subnet_id, epoch, value=elect)
         assert self.get(s.SubnetElectedValidator, subnet_id, epoch) == elect
 
-    def call(self, name: str, origin: bytes, **args: Any) -> Pays:
+    def call(self, name: str, origin: bytes, /, **args: Any) -> Pays:
         """Run a call as the runtime does: arguments through their SCALE, writes dropped when it fails."""
         call = self.calls[name]
         types = TupleOf(tuple(kind for _, kind in call.args))
@@ -130,7 +130,7 @@ class Chain:
                 self.encode_event(event, content)
         return pays
 
-    def error(self, name: str, origin: bytes, **args: Any) -> str:
+    def error(self, name: str, origin: bytes, /, **args: Any) -> str:
         """The error a call fails with; nothing may have changed."""
         before = dict(self.state.changes)
         with pytest.raises(Dispatch) as caught:
@@ -154,6 +154,10 @@ class Chain:
         """The content of the one event of this name."""
         (content,) = [content for owner, event, content in self.events if owner == "Network" and event == name]
         return content
+
+    def event_of(self, name: str, place: int) -> Any:
+        """The content of one of several events of this name."""
+        return [content for owner, event, content in self.events if owner == "Network" and event == name][place]
 
     def stake_of(self, node: int) -> int:
         return int(self.get(s.AccountSubnetStake, self.get(s.SubnetNodeIdHotkey, SUBNET, node), SUBNET))

@@ -157,12 +157,3 @@ def test_nodes_together_never_earn_more_than_their_pool(scores: list[int], pool:
     total = sum(scores)
     earned = [e.node_reward(pool, score, score_sum=total, factor=e.ONE) for score in scores]
     assert sum(earned) <= pool
-
-
-@given(deposit=st.integers(1000, 10**24), others=st.integers(0, 10**24), gift=st.integers(0, 10**24))
-def test_nobody_gains_by_entering_and_leaving_a_pool(deposit: int, others: int, gift: int) -> None:
-    shares, balance = (others + e.MIN_LIQUIDITY, others + gift) if others else (0, 0)
-    bought = e.balance_to_shares(deposit, total_shares=shares, total_balance=balance)
-    shares += bought if shares else bought + e.MIN_LIQUIDITY
-    worth = e.shares_to_balance(bought, total_shares=shares, total_balance=balance + deposit)
-    assert worth <= deposit

@@ -14,6 +14,7 @@ from mesh.devchain.scale import (
     account_id,
     boolean,
     bytes_,
+    h256,
     option,
     tuple_of,
     u8,
@@ -132,6 +133,52 @@ def test_a_slashed_node_has_no_proof_of_stake_any_more() -> None:
     chain.make_active()
     chain.ctx().put(s.AccountSubnetStake, HOTKEYS[0], SUBNET, value=100 * TENSOR - 1)
     assert not proof(chain, PEERS[0], 3)
+
+
+def test_what_an_account_delegated_to_single_nodes() -> None:
+    chain = Chain()
+    chain.make_active()
+    ctx = chain.ctx()
+    kind = vec(info.node_delegate_stake_info)
+    for who, node, shares in ((OWNER, 3, 70), (OWNER, 1, 30), (COLDKEYS[0], 3, 20)):
+        ctx.put(s.AccountNodeDelegateStakeShares, who, SUBNET, node, value=shares * TENSOR)
+    ctx.put(s.TotalNodeDelegateStakeShares, SUBNET, 3, value=90 * TENSOR)
+    ctx.put(s.TotalNodeDelegateStakeBalance, SUBNET, 3, value=180 * TENSOR)
+    found = ask(chain, "get_node_delegate_stakes", kind, (account_id, OWNER))
+    assert found[0] == {"subnet_id": SUBNET, "subnet_node_id": 1, "shares": 30 * TENSOR, "balance": 30 * TENSOR}
+    third = {"subnet_id": SUBNET, "subnet_node_id": 3, "shares": 70 * TENSOR}
+    assert {name: found[1][name] for name in third} == third
+    assert 140 * TENSOR - 100 < found[1]["balance"] <= 140 * TENSOR
+    assert len(found) == 2
+    assert ask(chain, "get_node_delegate_stakes", kind, (account_id, HOTKEYS[0])) == []
+
+
+def test_overwatch_nodes_and_what_they_said() -> None:
+    chain = Chain()
+    chain.make_active()
+    ctx = chain.ctx()
+    hotkey = bytes([9]) * 20
+    ctx.put(s.OverwatchNodes, 1, value={"id": 1, "hotkey": hotkey})
+    ctx.put(s.HotkeyOwner, hotkey, value=COLDKEYS[0])
+    ctx.put(s.OverwatchNodeIndex, 1, value={SUBNET: peer(3)})
+    ctx.put(s.AccountOverwatchStake, hotkey, value=5 * TENSOR)
+    (found,) = ask(chain, "get_all_overwatch_nodes_info", vec(info.overwatch_node_info))
+    assert found == {
+        "overwatch_node_id": 1,
+        "coldkey": COLDKEYS[0],
+        "hotkey": hotkey,
+        "peer_ids": {SUBNET: peer(3)},
+        "reputation": chain.get(s.ColdkeyReputation, COLDKEYS[0]),
+        "account_overwatch_stake": 5 * TENSOR,
+    }
+    for epoch, node, subnet in ((7, 1, 5), (7, 1, 6), (7, 2, 5), (8, 1, 5)):
+        ctx.put(s.OverwatchCommits, epoch, node, subnet, value=bytes([epoch, node, subnet]) + bytes(29))
+        ctx.put(s.OverwatchReveals, epoch, subnet, node, value=100 * epoch + 10 * node + subnet)
+    asked = ((u32, 7), (u32, 1))
+    commits = ask(chain, "get_overwatch_commits_for_epoch_and_node", vec(tuple_of(u32, h256)), *asked)
+    assert commits == [(5, bytes([7, 1, 5]) + bytes(29)), (6, bytes([7, 1, 6]) + bytes(29))]
+    reveals = ask(chain, "get_overwatch_reveals_for_epoch_and_node", vec(tuple_of(u32, u128)), *asked)
+    assert reveals == [(5, 715), (6, 716)]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x00" * 3, b"\x00" * 5])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.devchain.pallet import Context, Dispatch, Pays
-from mesh.devchain.pallets.network import economics, epochs
+from mesh.devchain.pallets.network import economics, emergency, epochs
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.nodes import active_nodes, has_class
 from mesh.devchain.pallets.network.stake import check_unpaused
@@ -100,8 +100,10 @@ def _queue_wishes(
 
 
 def attest(ctx: Context, origin: bytes, *, subnet_id: int, attest_data: bytes | None) -> Pays:
-    """Call 66, by the hotkey of a node of class Validator, once, after the proposal of the same subnet
-    epoch."""
+    """Call 66, by the hotkey of a node of class Validator, once, after the proposal of the same subnet epoch.
+
+    While an emergency set is in force only its nodes may.
+    """
     check_unpaused(ctx)
     epoch = epochs.subnet_epoch(ctx, subnet_id)
     node_id = ctx.get(s.HotkeySubnetNodeId, subnet_id, origin)
@@ -111,6 +113,9 @@ def attest(ctx: Context, origin: bytes, *, subnet_id: int, attest_data: bytes | 
         raise Dispatch("InvalidSubnetNodeId")
     if not has_class(ctx.get(s.SubnetNodesData, subnet_id, node_id), "Validator", epoch):
         raise Dispatch("InvalidSubnetNodeClassification")
+    chosen = emergency.in_force(ctx, subnet_id, epoch)
+    if chosen is not None and node_id not in chosen:
+        raise Dispatch("InvalidEmergencySubnetNodeId")
     submission = ctx.get(s.SubnetConsensusSubmission, subnet_id, epoch)
     if submission is None:
         raise Dispatch("InvalidSubnetConsensusSubmission")

@@ -1,12 +1,11 @@
-"""The delegate pool of a subnet: anybody's planck, held as shares of a balance that rewards make grow."""
+"""Delegating: the rules of entering and leaving a pool, whichever it is, and the calls about a subnet's pool."""
 
 from __future__ import annotations
 
 from mesh.devchain.pallet import Context, Dispatch
-from mesh.devchain.pallets.network import economics, epochs
+from mesh.devchain.pallets.network import economics, epochs, pools
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.stake import (
-    add_to,
     check_rate_limit,
     check_unpaused,
     take_balance,
@@ -14,89 +13,108 @@ from mesh.devchain.pallets.network.stake import (
 )
 
 
-def _change(ctx: Context, who: bytes, subnet_id: int, *, amount: int, shares: int) -> None:
-    add_to(ctx, s.AccountSubnetDelegateStakeShares, who, subnet_id, amount=shares)
-    add_to(ctx, s.TotalSubnetDelegateStakeBalance, subnet_id, amount=amount)
-    add_to(ctx, s.TotalSubnetDelegateStakeShares, subnet_id, amount=shares)
-    add_to(ctx, s.TotalDelegateStake, amount=amount)
-    ctx.put(s.SubnetNetFlow, subnet_id, value=ctx.get(s.SubnetNetFlow, subnet_id) + amount)
+def enter(ctx: Context, place: pools.Place, who: bytes, amount: int, *, too_little: str) -> None:
+    """Buy shares with free balance; `Dispatch` with ``too_little`` below ``MinDelegateStakeDeposit``."""
+    if amount < ctx.get(s.MinDelegateStakeDeposit):
+        raise Dispatch(too_little)
+    if amount > ctx.free_balance(who):
+        raise Dispatch("NotEnoughBalanceToStake")
+    check_rate_limit(ctx, who)
+    take_balance(ctx, who, amount)
+    if not pools.buy(ctx, place, who, amount):
+        raise Dispatch("CouldNotConvertToShares")
+    ctx.put(s.LastTxBlock, who, value=ctx.block)
+
+
+def leave(ctx: Context, place: pools.Place, who: bytes, shares: int) -> int:
+    """Sell shares the account has; gives the planck, which is still in the pallet's keeping."""
+    if shares == 0:
+        raise Dispatch("SharesZero")
+    if shares > pools.owned_by(ctx, place, who):
+        raise Dispatch("NotEnoughStakeToWithdraw")
+    check_rate_limit(ctx, who)
+    ctx.put(s.LastTxBlock, who, value=ctx.block)
+    return pools.sell(ctx, place, who, shares)
+
+
+def donate(ctx: Context, place: pools.Place, who: bytes, amount: int) -> None:
+    """Give free balance to all who hold shares of a pool; the donor gets none."""
+    if amount < ctx.get(s.MinDelegateStakeDeposit):
+        raise Dispatch("MinDelegateStake")
+    if amount > ctx.free_balance(who):
+        raise Dispatch("NotEnoughBalance")
+    take_balance(ctx, who, amount)
+    pools.give(ctx, place, amount)
+
+
+def transfer(ctx: Context, place: pools.Place, who: bytes, target: bytes, shares: int) -> None:
+    """Hand shares over; they must be worth ``MinDelegateStakeDeposit``."""
+    if target == who:
+        raise Dispatch("TransferToSelfNotAllowed")
+    if not 0 < shares <= pools.owned_by(ctx, place, who):
+        raise Dispatch("NotEnoughStakeToWithdraw")
+    if pools.worth(ctx, place, shares) < ctx.get(s.MinDelegateStakeDeposit):
+        raise Dispatch("CouldNotConvertToBalance")
+    pools.hand_over(ctx, place, who, target, shares)
+
+
+def count_flow(ctx: Context, subnet_id: int, amount: int) -> None:
+    """Count planck that delegators moved into (or, negative, out of) a subnet's pool this epoch."""
+    if ctx.has(s.SubnetsData, subnet_id):
+        ctx.put(s.SubnetNetFlow, subnet_id, value=ctx.get(s.SubnetNetFlow, subnet_id) + amount)
+
+
+def check_subnet(ctx: Context, subnet_id: int) -> None:
+    """`Dispatch` InvalidSubnetId unless the subnet is there."""
+    if not ctx.has(s.SubnetsData, subnet_id):
+        raise Dispatch("InvalidSubnetId")
+
+
+# --- the calls
+# ---------------------------------------------------------------------------------------------------
 
 
 def add_to_delegate_stake(ctx: Context, origin: bytes, *, subnet_id: int, stake_to_be_added: int) -> None:
     """Call 50: buy shares of a subnet's pool."""
     check_unpaused(ctx)
-    if not ctx.has(s.SubnetsData, subnet_id):
-        raise Dispatch("InvalidSubnetId")
-    if stake_to_be_added < ctx.get(s.MinDelegateStakeDeposit):
-        raise Dispatch("MinDelegateStakeDepositNotReached")
-    if stake_to_be_added > ctx.free_balance(origin):
-        raise Dispatch("NotEnoughBalanceToStake")
-    check_rate_limit(ctx, origin)
-    take_balance(ctx, origin, stake_to_be_added)
-    pool_shares = ctx.get(s.TotalSubnetDelegateStakeShares, subnet_id)
-    shares = economics.balance_to_shares(
-        stake_to_be_added,
-        total_shares=pool_shares,
-        total_balance=ctx.get(s.TotalSubnetDelegateStakeBalance, subnet_id),
-    )
-    if shares == 0:
-        raise Dispatch("CouldNotConvertToShares")
-    if pool_shares == 0:
-        add_to(ctx, s.TotalSubnetDelegateStakeShares, subnet_id, amount=economics.MIN_LIQUIDITY)
-    _change(ctx, origin, subnet_id, amount=stake_to_be_added, shares=shares)
-    ctx.put(s.LastTxBlock, origin, value=ctx.block)
+    check_subnet(ctx, subnet_id)
+    place = pools.of_subnet(subnet_id)
+    enter(ctx, place, origin, stake_to_be_added, too_little="MinDelegateStakeDepositNotReached")
+    count_flow(ctx, subnet_id, stake_to_be_added)
     ctx.emit("SubnetDelegateStakeAdded", subnet_id, origin, stake_to_be_added)
+
+
+def transfer_delegate_stake(
+    ctx: Context, origin: bytes, *, subnet_id: int, to_account_id: bytes, delegate_stake_shares_to_transfer: int
+) -> None:
+    """Call 52: hand shares of a subnet's pool to another account. Also of a subnet that is gone."""
+    check_unpaused(ctx)
+    transfer(ctx, pools.of_subnet(subnet_id), origin, to_account_id, delegate_stake_shares_to_transfer)
 
 
 def remove_delegate_stake(ctx: Context, origin: bytes, *, subnet_id: int, shares_to_be_removed: int) -> None:
     """Call 53: sell shares; what they are worth goes to the unbonding ledger. Also from a subnet that is
     gone."""
     check_unpaused(ctx)
-    if shares_to_be_removed == 0:
-        raise Dispatch("SharesZero")
-    if shares_to_be_removed > ctx.get(s.AccountSubnetDelegateStakeShares, origin, subnet_id):
-        raise Dispatch("NotEnoughStakeToWithdraw")
-    pool = ctx.get(s.TotalSubnetDelegateStakeBalance, subnet_id)
-    amount = economics.shares_to_balance(
-        shares_to_be_removed,
-        total_shares=ctx.get(s.TotalSubnetDelegateStakeShares, subnet_id),
-        total_balance=pool,
-    )
-    amount = min(amount, pool)  # the 1 and the 10 of the price formula may round past what the pool holds
-    check_rate_limit(ctx, origin)
-    _change(ctx, origin, subnet_id, amount=-amount, shares=-shares_to_be_removed)
+    amount = leave(ctx, pools.of_subnet(subnet_id), origin, shares_to_be_removed)
+    count_flow(ctx, subnet_id, -amount)
     cooldown = ctx.get(s.DelegateStakeCooldownEpochs) * epochs.epoch_length(ctx)
     unbond(ctx, origin, amount, cooldown_blocks=cooldown)
-    ctx.put(s.LastTxBlock, origin, value=ctx.block)
     ctx.emit("SubnetDelegateStakeRemoved", subnet_id, origin, amount)
 
 
+def donate_delegate_stake(ctx: Context, origin: bytes, *, subnet_id: int, amount: int) -> None:
+    """Call 54: make the shares of a subnet's pool worth more."""
+    check_unpaused(ctx)
+    check_subnet(ctx, subnet_id)
+    donate(ctx, pools.of_subnet(subnet_id), origin, amount)
+
+
 def reward_pool(ctx: Context, subnet_id: int, amount: int) -> None:
-    """Mint a reward into the pool: the shares stay, each is worth more. An empty pool gets dead shares
-    first."""
-    if amount == 0:
-        return
-    if not ctx.get(s.TotalSubnetDelegateStakeBalance, subnet_id) or not ctx.get(
-        s.TotalSubnetDelegateStakeShares, subnet_id
-    ):
-        add_to(ctx, s.TotalSubnetDelegateStakeShares, subnet_id, amount=economics.MIN_LIQUIDITY)
-    ctx.mint(None, amount, "delegate_rewards")
-    add_to(ctx, s.TotalSubnetDelegateStakeBalance, subnet_id, amount=amount)
-    add_to(ctx, s.TotalDelegateStake, amount=amount)
-
-
-def reward_node_pool(ctx: Context, subnet_id: int, node_id: int, amount: int) -> None:
-    """Mint a reward into the delegate pool of one node."""
-    ctx.mint(None, amount, "node_delegate_rewards")
-    add_to(ctx, s.TotalNodeDelegateStakeBalance, subnet_id, node_id, amount=amount)
-    add_to(ctx, s.TotalNodeDelegateStake, amount=amount)
-
-
-def reward_account(ctx: Context, account: bytes, amount: int) -> None:
-    """Mint a node's allocation to its delegate account, whose balance the pallet keeps."""
-    ctx.mint(None, amount, "delegate_account_rewards")
-    add_to(ctx, s.AccountDelegateStake, account, amount=amount)
-    add_to(ctx, s.TotalAccountDelegateStake, amount=amount)
+    """Mint a reward into a subnet's pool."""
+    if amount:
+        ctx.mint(None, amount, "delegate_rewards")
+        pools.give(ctx, pools.of_subnet(subnet_id), amount)
 
 
 def min_delegate_stake(ctx: Context, subnet_id: int) -> int:

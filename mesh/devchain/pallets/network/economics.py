@@ -23,6 +23,7 @@ from typing import Final
 ONE: Final = 10**18
 """1.0 as a percentage."""
 
+U32_MAX: Final = 2**32 - 1
 U128_MAX: Final = 2**128 - 1
 
 MIN_LIQUIDITY: Final = 1000
@@ -123,6 +124,16 @@ def raise_reputation(reputation: int, factor: int) -> int:
 def lower_reputation(reputation: int, factor: int) -> int:
     """Reputation of a node or subnet after something bad: ``r * (1 - f)``, never below 0."""
     return max(reputation - percent_mul(reputation, min(factor, ONE)), 0)
+
+
+def epochs_to_removal(minimum: int, factor: int) -> int:
+    """Epochs, and one, until a full reputation that falls by ``factor`` each epoch is below ``minimum``."""
+    if factor >= ONE or minimum >= ONE:
+        return 1
+    step = math.log(1.0 - to_f64(factor))
+    if minimum <= 0 or step == 0.0:
+        return U32_MAX  # it never gets there
+    return min(math.ceil(math.log(to_f64(minimum)) / step) + 1, U32_MAX)
 
 
 def coldkey_reputation_step(score: int, ratio: int, *, minimum: int, factor: int) -> int:
@@ -292,8 +303,44 @@ def min_delegate_stake_multiplier(electable_nodes: int, *, min_nodes: int, max_n
     return ONE + percent_mul(ratio, max(max_multiplier - ONE, 0))
 
 
-# --- delegate pool
-# -----------------------------------------------------------------------------------------------
+# --- delegate pools
+# ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A delegate pool, of a subnet or of a node: its shares, dead ones too, and the planck they stand for.
+
+    A share's price is ``(balance + 1) / (shares + 10)``. Buying and selling round it up, never down, so no order
+    of them takes out more than was put in and given; a gift raises it for everybody.
+    """
+
+    shares: int
+    balance: int
+
+
+def buy_shares(pool: Pool, amount: int) -> tuple[Pool, int]:
+    """The pool after a deposit of ``amount`` planck, and the shares bought: 0 when it is worth less than one.
+
+    The first buyer of a pool without shares gets them 1:1 and pays for `MIN_LIQUIDITY` dead ones.
+    """
+    bought = balance_to_shares(amount, total_shares=pool.shares, total_balance=pool.balance)
+    dead = MIN_LIQUIDITY if pool.shares == 0 else 0
+    return Pool(pool.shares + dead + bought, pool.balance + amount), bought
+
+
+def sell_shares(pool: Pool, shares: int) -> tuple[Pool, int]:
+    """The pool after ``shares`` of it are sold, and the planck paid for them; a pool always has as much."""
+    amount = shares_to_balance(shares, total_shares=pool.shares, total_balance=pool.balance)
+    return Pool(pool.shares - shares, pool.balance - amount), amount
+
+
+def give_to_pool(pool: Pool, amount: int) -> Pool:
+    """The pool after a reward or a donation: the shares stay. An empty pool gets dead shares first."""
+    if amount == 0:
+        return pool
+    dead = MIN_LIQUIDITY if pool.balance == 0 or pool.shares == 0 else 0
+    return Pool(pool.shares + dead, pool.balance + amount)
 
 
 def balance_to_shares(balance: int, *, total_shares: int, total_balance: int) -> int:

@@ -3,9 +3,11 @@
 | block mod L | what                                                            |
 | ----------- | --------------------------------------------------------------- |
 | 0           | subnets that broke the rules are removed                        |
-| 1           | overwatch rewards in the network; nothing here                  |
+| 1           | overwatchers' weights and rewards, once an overwatch epoch       |
 | 2           | emission weights of the epoch, and the treasury's part          |
 | 3 .. L-1    | the subnet whose slot it is: settle, elect, queue, fee average  |
+
+Then, in every block, swaps of delegate stake that have waited long enough.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ import hashlib
 from typing import Any
 
 from mesh.devchain.pallet import Context
-from mesh.devchain.pallets.network import economics, epochs, nodes, reputation, rewards
+from mesh.devchain.pallets.network import (
+    economics,
+    emergency,
+    epochs,
+    nodes,
+    overwatch,
+    reputation,
+    rewards,
+    swaps,
+)
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.delegate import min_delegate_stake
 from mesh.devchain.pallets.network.subnets import remove_subnet
@@ -28,12 +39,15 @@ def on_initialize(ctx: Context) -> None:
     epoch, place = divmod(ctx.block, length)
     if place == 0 and epoch >= 1:
         remove_unfit_subnets(ctx, epoch)
+    elif place == 1 and epochs.overwatch_epoch(ctx) >= 1 and epochs.overwatch_block(ctx) == 1:
+        overwatch.settle(ctx, epochs.overwatch_epoch(ctx) - 1)
     elif place == 2 and epoch >= 1:
         distribute_weights(ctx, epoch)
     elif place >= epochs.first_slot(ctx):
         subnet_id = ctx.get(s.SlotAssignment, place)
         if subnet_id is not None:
             run_slot(ctx, subnet_id, epoch)
+    swaps.run_queue(ctx)
 
 
 # --- slot block
@@ -41,7 +55,10 @@ def on_initialize(ctx: Context) -> None:
 
 
 def run_slot(ctx: Context, subnet_id: int, epoch: int) -> None:
-    """A subnet's slot block, if the subnet has a weight in this epoch (it is active)."""
+    """A subnet's slot block, if the subnet has a weight in this epoch.
+
+    Paused since the weights were fixed, or paused with a round still to be settled: only that.
+    """
     distribution = ctx.get(s.FinalSubnetEmissionWeights, epoch)
     weight = distribution["weights"].get(subnet_id)
     if weight is None:
@@ -51,20 +68,27 @@ def run_slot(ctx: Context, subnet_id: int, epoch: int) -> None:
         return
     emission = distribution["validator_emissions"]
     rewards.settle(ctx, subnet_id, subnet_epoch=subnet_epoch, emission=emission, weight=weight)
+    if not _runs(ctx.get(s.SubnetsData, subnet_id), epoch):
+        return
     elect(ctx, subnet_id, subnet_epoch)
     activate_queued(ctx, subnet_id, subnet_epoch)
     update_burn_rate(ctx, subnet_id)
 
 
+def _runs(subnet: dict[str, Any], epoch: int) -> bool:
+    """Whether a subnet is active and its first epoch has come."""
+    return bool(subnet["state"] == "Active" and subnet["start_epoch"] <= epoch)
+
+
 def elect(ctx: Context, subnet_id: int, subnet_epoch: int) -> None:
-    """Pick the validator of a subnet epoch from the election slots, by the parent block's hash.
+    """Pick the validator of a subnet epoch from the election slots or the emergency set, by the parent block's hash.
 
     Whoever authors the parent block can choose among hashes, so a single author could grind this; a
     development chain's only author is trusted.
     """
     if ctx.has(s.SubnetElectedValidator, subnet_id, subnet_epoch):
         return
-    slots = ctx.get(s.SubnetNodeElectionSlots, subnet_id)
+    slots = emergency.electable(ctx, subnet_id, subnet_epoch)
     if not slots:
         return
     place = draw(ctx.parent_hash, subnet_id, subnet_epoch, len(slots))
@@ -117,13 +141,15 @@ def update_burn_rate(ctx: Context, subnet_id: int) -> None:
 
 
 def distribute_weights(ctx: Context, epoch: int) -> None:
-    """Fix the epoch's emission and each active subnet's weight of it; pay the treasury. Net flows start
-    anew."""
+    """Fix the epoch's emission and each subnet's weight of it; pay the treasury. Net flows start anew.
+
+    A weight goes to the subnets that run, and to one just paused whose last round waits to be settled.
+    """
     shares: dict[int, economics.SubnetShare] = {}
     for (subnet_id,), subnet in list(ctx.items(s.SubnetsData)):
         flow = ctx.get(s.SubnetNetFlow, subnet_id)
         ctx.remove(s.SubnetNetFlow, subnet_id)
-        if subnet["state"] == "Active":
+        if _runs(subnet, epoch) or ctx.has(s.SubnetConsensusSubmission, subnet_id, epoch - 1):
             shares[subnet_id] = _share(ctx, subnet_id, flow)
     if not shares:
         return
@@ -152,9 +178,8 @@ def distribute_weights(ctx: Context, epoch: int) -> None:
 
 
 def _share(ctx: Context, subnet_id: int, flow: int) -> economics.SubnetShare:
-    overwatch_length = epochs.epoch_length(ctx) * max(ctx.get(s.OverwatchEpochLengthMultiplier), 1)
-    overwatch_epoch = max(ctx.block // overwatch_length - 1, 0)
-    given = ctx.get(s.OverwatchSubnetWeights, overwatch_epoch, subnet_id)
+    last = max(epochs.overwatch_epoch(ctx) - 1, 0)
+    given = ctx.get(s.OverwatchSubnetWeights, last, subnet_id)
     if given is not None:
         given = economics.percent_mul(given, ctx.get(s.OverwatchWeightFactor))
     return economics.SubnetShare(
@@ -186,7 +211,8 @@ def remove_unfit_subnets(ctx: Context, epoch: int) -> None:
         elif subnet["state"] == "Active" and subnet["start_epoch"] <= epoch:
             staying.append((ctx.get(s.TotalSubnetDelegateStakeBalance, subnet_id), subnet_id))
     if crowded and staying:
-        remove_subnet(ctx, min(staying)[1], "MaxSubnets")
+        poorest = min(staying, key=lambda each: each[0])  # of equals the first in storage order
+        remove_subnet(ctx, poorest[1], "MaxSubnets")
 
 
 def _unfit_registered(ctx: Context, subnet_id: int, subnet: dict[str, Any], epoch: int) -> str | None:

@@ -2,7 +2,8 @@
 
 Every epoch is ``EpochLength`` blocks. The network's epoch is ``block // L``. A subnet owns one block of it,
 its slot; its own epoch runs from slot to slot, so ``(block - slot) // L``. Elections, submissions and node
-classes count subnet epochs; registration, activation and emission weights count the network's.
+classes count subnet epochs; registration, activation and emission weights count the network's. Overwatchers
+have epochs of several network epochs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,21 @@ def first_slot(ctx: Context) -> int:
 def network_epoch(ctx: Context) -> int:
     """The network's epoch of the current block."""
     return ctx.block // epoch_length(ctx)
+
+
+def overwatch_length(ctx: Context) -> int:
+    """Blocks per overwatch epoch: ``OverwatchEpochLengthMultiplier`` of the network's."""
+    return epoch_length(ctx) * max(int(ctx.get(s.OverwatchEpochLengthMultiplier)), 1)
+
+
+def overwatch_epoch(ctx: Context) -> int:
+    """The overwatchers' epoch of the current block."""
+    return ctx.block // overwatch_length(ctx)
+
+
+def overwatch_block(ctx: Context) -> int:
+    """The current block's place in its overwatch epoch, from 0."""
+    return ctx.block % overwatch_length(ctx)
 
 
 def subnet_epoch(ctx: Context, subnet_id: int) -> int:

@@ -17,6 +17,10 @@ bool. Arguments that do not decode are the caller's error (`ScaleError`).
 | get_coldkey_subnet_nodes_info   | coldkey                                          | Vec<SubnetNodeInfo>     |
 | get_coldkey_stakes              | coldkey                                          | Vec<SubnetNodeStakeInfo>|
 | get_delegate_stakes             | account                                          | Vec<DelegateStakeInfo>  |
+| get_node_delegate_stakes        | account                                          | Vec<NodeDelegateStakeInfo> |
+| get_overwatch_commits_for_epoch_and_node | overwatch epoch u32, overwatch node id u32 | Vec<(subnet_id u32, H256)> |
+| get_overwatch_reveals_for_epoch_and_node | overwatch epoch u32, overwatch node id u32 | Vec<(subnet_id u32, u128)> |
+| get_all_overwatch_nodes_info    |                                                  | Vec<OverwatchNodeInfo>  |
 | proof_of_stake                  | subnet_id u32, peer_id Vec<u8>, min_class u8 [, min_stake Option<u128>] | bool |
 
 Layout. These structs are not in the network's metadata. The order of fields below is that of the public
@@ -32,7 +36,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from mesh.devchain.pallet import Context
-from mesh.devchain.pallets.network import economics, epochs, nodes, peers
+from mesh.devchain.pallets.network import economics, emergency, epochs, nodes, peers
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network import types as t
 from mesh.devchain.pallets.network.delegate import min_delegate_stake
@@ -45,9 +49,11 @@ from mesh.devchain.scale import (
     btree_map,
     btree_set,
     bytes_,
+    h256,
     opaque_peer_id,
     option,
     struct,
+    tuple_of,
     u8,
     u32,
     u128,
@@ -154,6 +160,20 @@ subnet_node_stake_info = struct(
 )
 
 delegate_stake_info = struct(_AT + "DelegateStakeInfo", subnet_id=u32, shares=u128, balance=u128)
+
+node_delegate_stake_info = struct(
+    _AT + "NodeDelegateStakeInfo", subnet_id=u32, subnet_node_id=u32, shares=u128, balance=u128
+)
+
+overwatch_node_info = struct(
+    _AT + "OverwatchNodeInfo",
+    overwatch_node_id=u32,
+    coldkey=account_id,
+    hotkey=option(account_id),
+    peer_ids=btree_map(u32, opaque_peer_id),
+    reputation=t.reputation,
+    account_overwatch_stake=u128,
+)
 
 # Fields of SubnetInfo that are just a storage item under the subnet id.
 _SUBNET_FIELDS: Final = {
@@ -280,8 +300,10 @@ def get_elected_validator_info(ctx: Context, subnet_id: int, subnet_epoch: int) 
 
 
 def get_validators_and_attestors(ctx: Context, subnet_id: int) -> list[dict[str, Any]]:
-    """The nodes in the election slots, in slot order."""
-    slots = ctx.get(s.SubnetNodeElectionSlots, subnet_id)
+    """The nodes that may be elected and attest: the emergency set in force, else the election slots, in order."""
+    slots = emergency.in_force(ctx, subnet_id, epochs.subnet_epoch(ctx, subnet_id))
+    if slots is None:
+        slots = ctx.get(s.SubnetNodeElectionSlots, subnet_id)
     return [found for node_id in slots if (found := _node(ctx, subnet_id, node_id)) is not None]
 
 
@@ -338,6 +360,48 @@ def get_delegate_stakes(ctx: Context, account: bytes) -> list[dict[str, Any]]:
         )
         stakes.append({"subnet_id": subnet_id, "shares": shares, "balance": worth})
     return stakes
+
+
+def get_node_delegate_stakes(ctx: Context, account: bytes) -> list[dict[str, Any]]:
+    """An account's shares of single nodes' delegate pools and what they are worth, planck."""
+    stakes = []
+    for (_, subnet_id, node_id), shares in ctx.items(s.AccountNodeDelegateStakeShares, account):
+        worth = economics.shares_to_balance(
+            shares,
+            total_shares=ctx.get(s.TotalNodeDelegateStakeShares, subnet_id, node_id),
+            total_balance=ctx.get(s.TotalNodeDelegateStakeBalance, subnet_id, node_id),
+        )
+        stakes.append({"subnet_id": subnet_id, "subnet_node_id": node_id, "shares": shares, "balance": worth})
+    return stakes
+
+
+def get_overwatch_commits(ctx: Context, epoch: int, overwatch_node_id: int) -> list[tuple[int, bytes]]:
+    """What an overwatch node committed to in an overwatch epoch: (subnet id, hash)."""
+    return [(keys[2], commit) for keys, commit in ctx.items(s.OverwatchCommits, epoch, overwatch_node_id)]
+
+
+def get_overwatch_reveals(ctx: Context, epoch: int, overwatch_node_id: int) -> list[tuple[int, int]]:
+    """The weights an overwatch node revealed in an overwatch epoch: (subnet id, weight)."""
+    reveals = ctx.items(s.OverwatchReveals, epoch)
+    return [(subnet_id, weight) for (_, subnet_id, node_id), weight in reveals if node_id == overwatch_node_id]
+
+
+def get_all_overwatch_nodes_info(ctx: Context) -> list[dict[str, Any]]:
+    """All overwatch nodes."""
+    infos = []
+    for (node_id,), node in ctx.items(s.OverwatchNodes):
+        coldkey = ctx.get(s.HotkeyOwner, node["hotkey"])
+        infos.append(
+            {
+                "overwatch_node_id": node_id,
+                "coldkey": coldkey,
+                "hotkey": node["hotkey"],
+                "peer_ids": ctx.get(s.OverwatchNodeIndex, node_id),
+                "reputation": ctx.get(s.ColdkeyReputation, coldkey),
+                "account_overwatch_stake": ctx.get(s.AccountOverwatchStake, node["hotkey"]),
+            }
+        )
+    return infos
 
 
 def proof_of_stake(ctx: Context, subnet_id: int, peer_id: bytes, min_class: int, min_stake: int | None = None) -> bool:
@@ -406,5 +470,15 @@ APIS: Final[dict[str, Callable[[Context, bytes], bytes]]] = {
     "NetworkRuntimeApi_get_coldkey_subnet_nodes_info": _api(get_coldkey_subnet_nodes_info, _NODES, account_id),
     "NetworkRuntimeApi_get_coldkey_stakes": _api(get_coldkey_stakes, vec(subnet_node_stake_info), account_id),
     "NetworkRuntimeApi_get_delegate_stakes": _api(get_delegate_stakes, vec(delegate_stake_info), account_id),
+    "NetworkRuntimeApi_get_node_delegate_stakes": _api(
+        get_node_delegate_stakes, vec(node_delegate_stake_info), account_id
+    ),
+    "NetworkRuntimeApi_get_overwatch_commits_for_epoch_and_node": _api(
+        get_overwatch_commits, vec(tuple_of(u32, h256)), u32, u32
+    ),
+    "NetworkRuntimeApi_get_overwatch_reveals_for_epoch_and_node": _api(
+        get_overwatch_reveals, vec(tuple_of(u32, u128)), u32, u32
+    ),
+    "NetworkRuntimeApi_get_all_overwatch_nodes_info": _api(get_all_overwatch_nodes_info, vec(overwatch_node_info)),
     "NetworkRuntimeApi_proof_of_stake": _proof_of_stake_api,
 }

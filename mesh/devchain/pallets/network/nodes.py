@@ -52,6 +52,34 @@ def find_node(ctx: Context, subnet_id: int, node_id: int) -> dict[str, Any] | No
     return None
 
 
+def require_node(ctx: Context, subnet_id: int, node_id: int) -> dict[str, Any]:
+    """An activated or queued node; `Dispatch` InvalidSubnetNodeId when there is none."""
+    node = find_node(ctx, subnet_id, node_id)
+    if node is None:
+        raise Dispatch("InvalidSubnetNodeId")
+    return node
+
+
+def write_node(ctx: Context, subnet_id: int, node: Mapping[str, Any]) -> None:
+    """Store a changed node where it is kept, active or queued."""
+    active = ctx.has(s.SubnetNodesData, subnet_id, node["id"])
+    item = s.SubnetNodesData if active else s.RegisteredSubnetNodesData
+    ctx.put(item, subnet_id, node["id"], value=node)
+
+
+def check_coldkey(ctx: Context, origin: bytes, subnet_id: int, node_id: int) -> None:
+    """`Dispatch` NotKeyOwner unless ``origin`` is the node's coldkey."""
+    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id)
+    if hotkey is None or ctx.get(s.HotkeyOwner, hotkey) != origin:
+        raise Dispatch("NotKeyOwner")
+
+
+def check_keys(ctx: Context, origin: bytes, subnet_id: int, node_id: int) -> None:
+    """`Dispatch` NotKeyOwner unless ``origin`` is the node's coldkey or hotkey."""
+    if ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id) != origin:
+        check_coldkey(ctx, origin, subnet_id, node_id)
+
+
 # --- registering
 # -------------------------------------------------------------------------------------------------
 
@@ -100,7 +128,7 @@ def register_subnet_node(
     if delegate_reward_rate > min(economics.ONE, ctx.get(s.MaxDelegateStakePercentage)):
         raise Dispatch("InvalidDelegateRewardRate")
     if delegate_account is not None:
-        _check_delegate_account(delegate_account, coldkey=origin, hotkey=hotkey)
+        check_delegate_account(delegate_account, coldkey=origin, hotkey=hotkey)
     if ctx.get(s.AccountSubnetStake, hotkey, subnet_id):
         raise Dispatch("MustUnstakeToRegister")
     if unique is not None and ctx.has(s.UniqueParamSubnetNodeId, subnet_id, unique):
@@ -170,7 +198,8 @@ def _check_whitelist(ctx: Context, subnet_id: int, coldkey: bytes) -> None:
         raise Dispatch("MaxRegisteredNodes")
 
 
-def _check_delegate_account(account: Mapping[str, Any], *, coldkey: bytes, hotkey: bytes) -> None:
+def check_delegate_account(account: Mapping[str, Any], *, coldkey: bytes, hotkey: bytes) -> None:
+    """`Dispatch` unless the account may be the delegate account of a node with these keys."""
     if account["account_id"] == hotkey:
         raise Dispatch("DelegateAccountCannotBeHotkey")
     if account["account_id"] == coldkey:
@@ -277,9 +306,7 @@ def remove_election_slot(ctx: Context, subnet_id: int, node_id: int) -> None:
 def remove_subnet_node(ctx: Context, origin: bytes, *, subnet_id: int, subnet_node_id: int) -> None:
     """Call 39, signed by the node's coldkey or hotkey. The stake stays until `remove_stake`."""
     check_unpaused(ctx)
-    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, subnet_node_id)
-    if hotkey is None or origin not in (hotkey, ctx.get(s.HotkeyOwner, hotkey)):
-        raise Dispatch("NotKeyOwner")
+    check_keys(ctx, origin, subnet_id, subnet_node_id)
     if is_elected(ctx, subnet_id, subnet_node_id):
         raise Dispatch("ElectedValidatorCannotRemove")
     remove(ctx, subnet_id, subnet_node_id)
@@ -324,6 +351,10 @@ def remove(ctx: Context, subnet_id: int, node_id: int) -> None:
     remove_election_slot(ctx, subnet_id, node_id)
     add_to(ctx, s.TotalActiveSubnetNodes, subnet_id, amount=-1)
     add_to(ctx, s.TotalActiveNodes, amount=-1)
+    emergency = ctx.get(s.EmergencySubnetNodeElectionData, subnet_id)
+    if emergency is not None and node_id in emergency["subnet_node_ids"]:
+        emergency["subnet_node_ids"].remove(node_id)
+        ctx.put(s.EmergencySubnetNodeElectionData, subnet_id, value=emergency)
 
 
 # --- changing addresses
@@ -333,12 +364,8 @@ def remove(ctx: Context, subnet_id: int, node_id: int) -> None:
 def _update(ctx: Context, origin: bytes, subnet_id: int, node_id: int, info: dict[str, Any] | None, role: Role) -> None:
     """Swap one of a node's peer infos, active or queued; signed by the coldkey."""
     check_unpaused(ctx)
-    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id)
-    if hotkey is None or ctx.get(s.HotkeyOwner, hotkey) != origin:
-        raise Dispatch("NotKeyOwner")
-    node = find_node(ctx, subnet_id, node_id)
-    if node is None:
-        raise Dispatch("InvalidSubnetNodeId")
+    check_coldkey(ctx, origin, subnet_id, node_id)
+    node = require_node(ctx, subnet_id, node_id)
     if info is not None:
         peers.check(ctx, subnet_id, info, role)
     name = dict(_PEER_FIELDS)[role]
@@ -346,10 +373,7 @@ def _update(ctx: Context, origin: bytes, subnet_id: int, node_id: int, info: dic
     if info is not None:
         peers.claim(ctx, subnet_id, node_id, info, role)
     node[name] = info
-    if ctx.has(s.SubnetNodesData, subnet_id, node_id):
-        ctx.put(s.SubnetNodesData, subnet_id, node_id, value=node)
-    else:
-        ctx.put(s.RegisteredSubnetNodesData, subnet_id, node_id, value=node)
+    write_node(ctx, subnet_id, node)
 
 
 def update_peer_info(

@@ -1,7 +1,7 @@
 """Reputation of nodes, subnets and coldkeys: how it moves, and what says so.
 
 A node starts at 1.0 (nothing stored); below the subnet's ``MinSubnetNodeReputation`` it is removed. A subnet
-below ``MinSubnetReputation`` is removed. A coldkey's score has no consequence in the calls declared here.
+below ``MinSubnetReputation`` is removed. A coldkey's score decides whether it may have an overwatch node.
 """
 
 from __future__ import annotations

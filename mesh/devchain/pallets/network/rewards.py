@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.devchain.pallet import Context
-from mesh.devchain.pallets.network import economics, epochs, nodes, reputation
+from mesh.devchain.pallets.network import economics, emergency, epochs, nodes, reputation
 from mesh.devchain.pallets.network import storage as s
-from mesh.devchain.pallets.network.delegate import reward_account, reward_node_pool, reward_pool
+from mesh.devchain.pallets.network.delegate import reward_pool
+from mesh.devchain.pallets.network.delegate_account import reward_account
+from mesh.devchain.pallets.network.node_delegate import reward_node_pool
 from mesh.devchain.pallets.network.stake import add_to, change_stake
 
 
@@ -24,7 +26,12 @@ def settle(ctx: Context, subnet_id: int, *, subnet_epoch: int, emission: int, we
     if submission is None:
         _punish_absence(ctx, subnet_id, subnet_epoch - 1)
         return
-    electable = sum(nodes.has_class(n, "Validator", subnet_epoch - 1) for n in submission["subnet_nodes"])
+    chosen = emergency.in_force(ctx, subnet_id, subnet_epoch - 1)
+    if chosen is None:
+        electable = sum(nodes.has_class(n, "Validator", subnet_epoch - 1) for n in submission["subnet_nodes"])
+    else:
+        electable = len(chosen)
+        emergency.count_round(ctx, subnet_id)
     ratio = economics.attestation_ratio(len(submission["attests"]), electable)
     if ratio < ctx.get(s.MinAttestationPercentage):
         _punish_rejection(ctx, subnet_id, submission, ratio)
@@ -57,6 +64,7 @@ def settle(ctx: Context, subnet_id: int, *, subnet_epoch: int, emission: int, we
             score_sum=score_sum,
             pool=pools.nodes,
             epoch=subnet_epoch,
+            chosen=chosen,
             paid=paid,
         )
     reward_pool(ctx, subnet_id, pools.delegators)
@@ -175,10 +183,13 @@ def _settle_node(
     score_sum: int,
     pool: int,
     epoch: int,
+    chosen: list[int] | None,
     paid: _Paid,
 ) -> None:
-    """Reputation, class and reward of one node of the snapshot. One that has left meanwhile is paid, nothing
-    else."""
+    """Reputation, class and reward of one node of the snapshot. One that has left meanwhile is paid, nothing else.
+
+    With an emergency set in force (``chosen``) nobody climbs, and only its nodes are blamed for not attesting.
+    """
     node_id = node["id"]
     here = ctx.has(s.SubnetNodesData, subnet_id, node_id)
     floor = ctx.get(s.MinSubnetNodeReputation, subnet_id)
@@ -187,7 +198,7 @@ def _settle_node(
         return
     node_class = node["classification"]["node_class"]
     if node_class == "Idle":
-        if here:
+        if here and chosen is None:
             idle = add_to(ctx, s.SubnetNodeIdleConsecutiveEpochs, subnet_id, node_id, amount=1)
             if idle >= ctx.get(s.IdleClassificationEpochs, subnet_id):
                 nodes.graduate(ctx, subnet_id, node_id, start_epoch=epoch)
@@ -205,7 +216,7 @@ def _settle_node(
         factor = ctx.get(s.IncludedIncreaseReputationFactor, subnet_id)
         standing = reputation.raise_node(ctx, subnet_id, node_id, factor)
     if node_class == "Included":
-        if here:
+        if here and chosen is None:
             _advance_included(ctx, subnet_id, node_id, standing, epoch=epoch)
         return
     if here and economics.percent_div(score, score_sum) < ctx.get(
@@ -214,7 +225,8 @@ def _settle_node(
         factor = ctx.get(s.BelowMinWeightDecreaseReputationFactor, subnet_id)
         standing = reputation.lower_node(ctx, subnet_id, node_id, factor)
     attest = submission["attests"].get(node_id)
-    if attest is None and here and ratio >= ctx.get(s.SuperMajorityAttestationRatio):
+    asked = chosen is None or node_id in chosen
+    if attest is None and asked and here and ratio >= ctx.get(s.SuperMajorityAttestationRatio):
         factor = ctx.get(s.NonAttestorDecreaseReputationFactor, subnet_id)
         standing = reputation.lower_node(ctx, subnet_id, node_id, factor)
     if standing < floor:
@@ -239,10 +251,14 @@ def _advance_included(ctx: Context, subnet_id: int, node_id: int, standing: int,
 
 
 def _pay_node(ctx: Context, subnet_id: int, node: dict[str, Any], reward: int, paid: _Paid) -> None:
-    """Mint a node's reward: its delegators' part, its delegate account's part, the rest into its stake."""
-    if not ctx.has(s.HotkeyOwner, node["hotkey"]):
-        return  # nobody could ever take it out
+    """Mint a node's reward: its delegators' part, its delegate account's part, the rest into its stake.
+
+    Rates are those of the snapshot; the hotkey is the one the node has now, which may have been changed since.
+    """
     node_id = node["id"]
+    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id) or node["hotkey"]
+    if not ctx.has(s.HotkeyOwner, hotkey):
+        return  # nobody could ever take it out
     rate = node["delegate_reward_rate"]
     if rate and ctx.get(s.TotalNodeDelegateStakeShares, subnet_id, node_id):
         part = economics.percent_mul(reward, rate)
@@ -257,5 +273,5 @@ def _pay_node(ctx: Context, subnet_id: int, node: dict[str, Any], reward: int, p
         paid.accounts.append((node_id, (account["account_id"], part)))
     if reward:
         ctx.mint(None, reward, "node_rewards")
-        change_stake(ctx, node["hotkey"], subnet_id, reward)
+        change_stake(ctx, hotkey, subnet_id, reward)
     paid.nodes.append((node_id, reward))

@@ -48,7 +48,7 @@ def take_balance(ctx: Context, who: bytes, amount: int) -> None:
 
 
 def held(ctx: Context) -> int:
-    """All planck in the pallet's keeping: stakes, delegate pools, delegate accounts and unbondings.
+    """All planck in the pallet's keeping: stakes, delegate pools, delegate accounts, unbondings, queued swaps.
 
     Together with the balances of all accounts this is every planck there is; no call and no block changes the
     sum except by what is minted and burned.
@@ -61,7 +61,8 @@ def held(ctx: Context) -> int:
         s.TotalUnbondingBalance,
         s.TotalOverwatchStake,
     )
-    return sum(int(ctx.get(item)) for item in totals)
+    queued = sum(content["balance"] for _, item in ctx.items(s.SwapCallQueue) for content in item["call"].values())
+    return sum(int(ctx.get(item)) for item in totals) + int(queued)
 
 
 def change_stake(ctx: Context, hotkey: bytes, subnet_id: int, amount: int) -> int:
@@ -131,19 +132,29 @@ def remove_stake(ctx: Context, origin: bytes, *, subnet_id: int, hotkey: bytes, 
         raise Dispatch("MinStakeNotReached")
     check_rate_limit(ctx, origin)
     left = change_stake(ctx, hotkey, subnet_id, -stake_to_be_removed)
+    if left == 0:
+        ctx.remove(s.AccountSubnetStake, hotkey, subnet_id)
     cooldown = ctx.get(s.StakeCooldownEpochs) * epochs.epoch_length(ctx)
     unbond(ctx, origin, stake_to_be_removed, cooldown_blocks=cooldown)
-    if node_id is None and left == 0:
-        _forget_hotkey(ctx, origin, hotkey, subnet_id)
+    if left == 0 and not _in_use(ctx, hotkey):
+        _forget_hotkey(ctx, origin, hotkey)
     ctx.put(s.LastTxBlock, origin, value=ctx.block)
     ctx.emit("StakeRemoved", subnet_id, origin, hotkey, stake_to_be_removed)
 
 
-def _forget_hotkey(ctx: Context, coldkey: bytes, hotkey: bytes, subnet_id: int) -> None:
+def _in_use(ctx: Context, hotkey: bytes) -> bool:
+    """Whether a hotkey is a node, of a subnet or overwatch, or anything is staked on it anywhere."""
+    home = ctx.get(s.HotkeySubnetId, hotkey)
+    return (
+        (home is not None and ctx.has(s.HotkeySubnetNodeId, home, hotkey))
+        or ctx.has(s.HotkeyOverwatchNodeId, hotkey)
+        or ctx.get(s.AccountOverwatchStake, hotkey) > 0
+        or any(amount for _, amount in ctx.items(s.AccountSubnetStake, hotkey))
+    )
+
+
+def _forget_hotkey(ctx: Context, coldkey: bytes, hotkey: bytes) -> None:
     """Make a hotkey without node and stake free to be used again."""
-    if ctx.get(s.HotkeySubnetId, hotkey) not in (None, subnet_id):
-        return
-    ctx.remove(s.AccountSubnetStake, hotkey, subnet_id)
     ctx.remove(s.HotkeySubnetId, hotkey)
     ctx.remove(s.HotkeyOwner, hotkey)
     hotkeys = ctx.get(s.ColdkeyHotkeys, coldkey)
@@ -161,6 +172,15 @@ def unbond(ctx: Context, who: bytes, amount: int, *, cooldown_blocks: int) -> No
     if len(ledger) >= limit:
         raise Dispatch("MaxUnlockingsReached")
     at = ctx.block + cooldown_blocks
+    ledger[at] = ledger.get(at, 0) + amount
+    ctx.put(s.StakeUnbondingLedger, who, value=ledger)
+    add_to(ctx, s.TotalUnbondingBalance, amount=amount)
+
+
+def refund(ctx: Context, who: bytes, amount: int) -> None:
+    """Put planck into the ledger of ``who``, claimable now. Never fails: it joins an entry that is due already."""
+    ledger = ctx.get(s.StakeUnbondingLedger, who)
+    at = max((block for block in ledger if block <= ctx.block), default=ctx.block)
     ledger[at] = ledger.get(at, 0) + amount
     ctx.put(s.StakeUnbondingLedger, who, value=ledger)
     add_to(ctx, s.TotalUnbondingBalance, amount=amount)

@@ -1,9 +1,8 @@
 """Every storage item of the Network pallet (dialect W): name, keys, hashers, value and default as the network
 declares them.
 
-The order is the metadata's. An item's Python name is its name on the chain. Items that none of the calls
-declared here writes (overwatch, identities, node delegation, swaps) are here all the same: clients read them,
-and they answer with their defaults.
+The order is the metadata's. An item's Python name is its name on the chain. Items that no call declared here
+writes are here all the same: clients read them, and they answer with their defaults.
 """
 
 from __future__ import annotations

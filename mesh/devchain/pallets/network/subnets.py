@@ -227,7 +227,7 @@ def remove_subnet(ctx: Context, subnet_id: int, reason: str) -> None:
     add_to(ctx, s.TotalNodes, amount=-ctx.get(s.TotalSubnetNodes, subnet_id))
     add_to(ctx, s.TotalElectableNodes, amount=-len(ctx.get(s.SubnetNodeElectionSlots, subnet_id)))
     add_to(ctx, s.TotalSubnets, amount=-1)
-    if subnet["state"] == "Active":
+    if subnet["state"] != "Registered":  # a paused subnet counts as active
         add_to(ctx, s.TotalActiveSubnets, amount=-1)
     friendly_id = ctx.get(s.SubnetIdFriendlyUid, subnet_id)
     if friendly_id is not None:

@@ -15,6 +15,7 @@ from mesh.devchain.scale import (
     bytes_,
     compact,
     enum,
+    h256,
     newtype,
     opaque_peer_id,
     option,
@@ -134,19 +135,20 @@ DEFAULT_REPUTATION: dict[str, Any] = {**reputation.zero(), "score": 5 * 10**17, 
 
 weight_factors = struct(_AT + "SubnetWeightFactorsData", delegate_stake=u128, node_count=u128, net_flow=u128)
 
-identity = struct(
-    _AT + "ColdkeyIdentityData",
-    name=bounded_bytes,
-    url=bounded_bytes,
-    image=bounded_bytes,
-    discord=bounded_bytes,
-    x=bounded_bytes,
-    telegram=bounded_bytes,
-    github=bounded_bytes,
-    hugging_face=bounded_bytes,
-    description=bounded_bytes,
-    misc=bounded_bytes,
+IDENTITY_FIELDS = (
+    "name",
+    "url",
+    "image",
+    "discord",
+    "x",
+    "telegram",
+    "github",
+    "hugging_face",
+    "description",
+    "misc",
 )
+
+identity = struct(_AT + "ColdkeyIdentityData", **dict.fromkeys(IDENTITY_FIELDS, bounded_bytes))
 
 emergency_validators = struct(
     _AT + "EmergencySubnetValidatorData",
@@ -157,6 +159,10 @@ emergency_validators = struct(
 )
 
 overwatch_node = struct(_AT + "OverwatchNode", id=u32, hotkey=account_id).with_params(AccountId=account_id)
+
+overwatch_commit = struct(_AT + "OverwatchCommit", subnet_id=u32, weight=h256).with_params(Hash=h256)
+
+overwatch_reveal = struct(_AT + "OverwatchReveal", subnet_id=u32, weight=u128, salt=bytes_)
 
 queued_swap_call = enum(
     _AT + "QueuedSwapCall",

@@ -1,0 +1,240 @@
+"""How every command that signs goes: make the calls, check them, show what would be signed, ask, submit, say.
+
+`--dry-run` stops after showing; `--yes` does not ask. What is shown is decoded from the bytes that would be signed.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
+
+from mesh.chain.checks import require_funds
+from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
+from mesh.errors import ConfigError
+from mesh.identity import AccountKey, checksum_address
+from mesh.rpc.frame import printable
+
+if TYPE_CHECKING:
+    from mesh.chain.dialect import Call
+    from mesh.chain.substrate import SubstrateChain
+    from mesh.chain.types import Receipt
+
+_SHOWN_BYTES = 64
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ActOptions:
+    """What every signing command takes."""
+
+    dry_run: bool = False
+    "Show the decoded call and its fee, and sign nothing."
+    yes: bool = False
+    "Sign without asking."
+    json: bool = False
+    "Print one JSON object (asks nothing: needs --yes or --dry-run)."
+    i_know_this_is_a_test_chain: bool = False
+    "Let public development keys sign on a chain that is not this machine's own."
+    coldkey: ColdkeyOptions = field(default_factory=ColdkeyOptions)
+    chain: ChainOptions = field(default_factory=ChainOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One extrinsic a command wants signed."""
+
+    does: str
+    """What it does, for people, in the imperative: `stake 100 TENSOR on node 3`."""
+    call: Call
+    spends_planck: int = 0
+    """Free balance it takes beside the fee."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All a command wants signed, in this order, and what a person should know first."""
+
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...] = ()
+    then: Callable[[SubstrateChain, Sequence[Receipt]], Awaitable[tuple[Step, ...]]] | None = None
+    """Further steps that only the receipts of the first ones make possible. They are signed without asking again: what
+    they do must be said by a first one."""
+    after: Callable[[SubstrateChain, Sequence[Receipt]], Awaitable[Outcome]] | None = None
+    """What to say once it is done."""
+    before: Callable[[], None] | None = None
+    """Called right before the first signature: what must be on disk by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command says at its end: lines for people, values for programs."""
+
+    lines: tuple[str, ...] = ()
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+Planner = Callable[["SubstrateChain", AccountKey], Awaitable[Plan]]
+
+
+def act(options: ActOptions | None, planner: Planner, *, signer: AccountKey | None = None) -> None:
+    """Run a signing command; `signer` is the coldkey of the options where it is not given."""
+    chosen = options or ActOptions()
+    if chosen.json and not (chosen.yes or chosen.dry_run):
+        raise ConfigError("--json asks nothing: add --yes to sign, or --dry-run to look")
+    key = signer or chosen.coldkey.key()
+
+    async def run() -> None:
+        async with open_chain(
+            chosen.chain,
+            secret_on_argv=chosen.coldkey.on_argv(),
+            acknowledged=chosen.i_know_this_is_a_test_chain,
+        ) as chain:
+            await _carry_out(chain, key, await planner(chain, key), chosen)
+
+    run_until_signalled(run)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A step as it would be signed: its arguments read back from the bytes, and what it costs."""
+
+    step: Step
+    raw: bytes
+    args: Mapping[str, object]
+    fee_planck: int
+
+    def values(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "does": self.step.does,
+            "call": self.step.call.name,
+            "args": plain(self.args),
+            "bytes": "0x" + self.raw.hex(),
+            "fee_planck": str(self.fee_planck),
+        }
+
+    def show(self) -> None:
+        """For people."""
+        print(self.step.does)
+        print(f"  {self.step.call.name if '.' in self.step.call.name else 'Network.' + self.step.call.name}")
+        for name, value in self.args.items():
+            print(f"    {name:<24} {one_line(value)}")
+        print(f"  fee {self.fee_planck} planck")
+
+
+async def _carry_out(chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions) -> None:
+    if not plan.steps:
+        raise ConfigError("nothing to do: say what to change")
+    chain.require_may_sign(signer.account_id)
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    shown = [await _look(chain, signer, step) for step in plan.steps]
+    require_funds(
+        free_planck=(await chain.balance(signer.account_id)).free_planck,
+        spends_planck=sum(step.spends_planck for step in plan.steps),
+        fee_planck=sum(each.fee_planck for each in shown),
+        account=signer.account_id,
+    )
+    if options.dry_run and options.json:
+        said = {"dry_run": True, "signer": signer.address, "url": chain.url}
+        print(jsonlib.dumps({**said, "calls": [each.values() for each in shown]}))
+        return
+    if options.dry_run or not options.yes:
+        for each in shown:
+            each.show()
+        print(f"signed by {signer.address} for {chain.url}")
+    if options.dry_run:
+        print("nothing was signed (--dry-run)")
+        return
+    if not options.yes:
+        await _ask(len(plan.steps))
+    if plan.before is not None:
+        plan.before()
+    receipts = await _submit(chain, signer, plan, options)
+    outcome = await plan.after(chain, receipts) if plan.after is not None else Outcome()
+    if options.json:
+        print(jsonlib.dumps({**outcome.values, **paid(receipts), "calls": [each.values() for each in shown]}))
+        return
+    for line in outcome.lines:
+        print(line)
+
+
+async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown:
+    raw, args = await chain.preview(step.call.name, step.call.args, signer)
+    return _Shown(step, raw, args, await chain.estimate_fee(step.call.name, step.call.args, signer))
+
+
+async def _submit(chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions) -> list[Receipt]:
+    """One after the other: a later step may need what an earlier one did. The first that fails ends it."""
+    receipts: list[Receipt] = []
+    steps = list(plan.steps)
+    while len(receipts) < len(steps):
+        step = steps[len(receipts)]
+        receipts.append(await chain.submit(step.call.name, step.call.args, signer))
+        if not options.json:
+            print(f"done in block {receipts[-1].block.number}: {step.does}")
+        if len(receipts) == len(plan.steps) and plan.then is not None:
+            steps += await plan.then(chain, receipts)
+    return receipts
+
+
+def paid(receipts: Sequence[Receipt]) -> dict[str, object]:
+    """Block, hash and fee for programs: of the last extrinsic, the fee of all."""
+    last = receipts[-1]
+    return {
+        "fee_planck": str(sum(receipt.fee_planck for receipt in receipts)),
+        "block": last.block.number,
+        "extrinsic": "0x" + last.extrinsic_hash.hex(),
+    }
+
+
+async def _ask(count: int) -> None:
+    """Raises ConfigError unless a person says yes."""
+    import trio
+
+    question = "sign and submit this? [y/N] " if count == 1 else f"sign and submit these {count}? [y/N] "
+    try:
+        answer = await trio.to_thread.run_sync(input, question, abandon_on_cancel=True)
+    except EOFError:
+        raise ConfigError("nobody is there to ask: nothing was signed, pass --yes to sign without asking") from None
+    if answer.strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was signed")
+
+
+def plain(value: object) -> object:
+    """A decoded value as JSON: bytes in hexadecimal, integers of more than 53 bits as text, sets as lists."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**53 else str(value)
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, Mapping):
+        return {_key(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    return str(value)
+
+
+def _key(key: object) -> str:
+    return "0x" + key.hex() if isinstance(key, bytes) else str(key)
+
+
+def one_line(value: object) -> str:
+    """A decoded value in one line: accounts with checksum, printable bytes as text, long ones cut."""
+    if isinstance(value, bytes):
+        if len(value) == 20:
+            return checksum_address(value)
+        if value and all(32 <= byte < 127 for byte in value):
+            return printable(value.decode("ascii"), 256)
+        return f"0x{value[:_SHOWN_BYTES].hex()}{'…' if len(value) > _SHOWN_BYTES else ''}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{one_line(key)}: {one_line(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return "[" + ", ".join(one_line(each) for each in value) + "]"
+    return "-" if value is None else str(value)

@@ -1,0 +1,330 @@
+"""`mesh delegate`: shares of the pools of subnets and nodes, for accounts that run nothing themselves.
+
+Every command means a subnet's own pool, or with --node-id the pool of one node in it.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mesh.chain import calls
+from mesh.chain.calls import NodeRef, Pool
+from mesh.chain.checks import require_at_most, tensor_text
+from mesh.chain.portfolio import pool_of, portfolio, shares_in, swap_queue
+from mesh.chain.types import FIRST_SUBNET_ID
+from mesh.cli.acting import ActOptions, Plan, Step, act
+from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
+from mesh.cli.stake import cooling
+from mesh.cli.tables import table
+from mesh.errors import CallRefused, ConfigError
+from mesh.identity import AccountKey, parse_address
+
+if TYPE_CHECKING:
+    from mesh.chain.client import Chain
+    from mesh.chain.substrate import SubstrateChain
+
+
+def add(*, subnet_id: int, amount: str, node_id: int | None = None, options: ActOptions | None = None) -> None:
+    """Buy shares of a pool.
+
+    Args:
+        subnet_id: Friendly or real id.
+        amount: `100`, `100.5 TENSOR` or planck.
+        node_id: The pool of this node instead of the subnet's.
+    """
+    amount_planck = planck(amount, name="amount")
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        pool = await find_pool(chain, subnet_id, node_id)
+        call = calls.delegate(pool, amount_planck=amount_planck)
+        return Plan((Step(f"delegate {tensor_text(amount_planck)} to {_named(pool)}", call, amount_planck),))
+
+    act(options, plan)
+
+
+def remove(
+    *,
+    subnet_id: int,
+    amount: str | None = None,
+    shares: int | None = None,
+    all: bool = False,
+    node_id: int | None = None,
+    options: ActOptions | None = None,
+) -> None:
+    """Sell shares of a pool; what they are worth can be claimed after the cooldown (`mesh stake claim`).
+
+    Args:
+        subnet_id: Friendly or real id, also of a subnet that is gone.
+        amount: How much to take out at the present price.
+        shares: How many shares instead.
+        all: All shares.
+        node_id: The pool of this node instead of the subnet's.
+    """
+    chosen = _choice(amount, shares, all)
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        pool = await find_pool(chain, subnet_id, node_id, gone=True)
+        count, worth = await _shares(chain, signer.account_id, pool, chosen)
+        call = calls.undelegate(pool, shares=count)
+        does = f"sell {count} shares of {_named(pool)}, worth {worth} now"
+        return Plan((Step(does, call),), after=partial(cooling, account=signer.account_id))
+
+    act(options, plan)
+
+
+def swap(
+    *,
+    subnet_id: int,
+    to_subnet_id: int,
+    amount: str | None = None,
+    shares: int | None = None,
+    all: bool = False,
+    node_id: int | None = None,
+    to_node_id: int | None = None,
+    options: ActOptions | None = None,
+) -> None:
+    """Move shares from a pool to another; the chain queues it until the cooldown is over.
+
+    Args:
+        subnet_id: From which subnet.
+        to_subnet_id: To which subnet.
+        amount: How much at the present price.
+        shares: How many shares instead.
+        all: All shares.
+        node_id: From the pool of this node.
+        to_node_id: To the pool of this node.
+    """
+    chosen = _choice(amount, shares, all)
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        source = await find_pool(chain, subnet_id, node_id, gone=True)
+        target = await find_pool(chain, to_subnet_id, to_node_id)
+        if source == target:
+            raise CallRefused("source and target are the same pool")
+        count, worth = await _shares(chain, signer.account_id, source, chosen)
+        call = calls.swap_delegation(source, target, shares=count)
+        return Plan((Step(f"move {count} shares, worth {worth} now, from {_named(source)} to {_named(target)}", call),))
+
+    act(options, plan)
+
+
+def redirect(
+    *, swap_id: int, to_subnet_id: int, to_node_id: int | None = None, options: ActOptions | None = None
+) -> None:
+    """Send a swap that still waits in the chain's queue to another pool.
+
+    Args:
+        swap_id: Its id, from `mesh delegate list`.
+        to_subnet_id: To which subnet.
+        to_node_id: To the pool of this node.
+    """
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        waiting = next((each for each in await swap_queue(chain) if each.swap_id == swap_id), None)
+        if waiting is None or waiting.account != signer.account_id:
+            raise CallRefused(f"no swap {swap_id} of {signer.address} waits: see `mesh delegate list`")
+        target = await find_pool(chain, to_subnet_id, to_node_id)
+        call = calls.redirect_swap(swap_id, signer.account_id, target, balance_planck=waiting.balance_planck)
+        return Plan((Step(f"send swap {swap_id} to {_named(target)}", call),))
+
+    act(options, plan)
+
+
+def transfer(
+    *,
+    subnet_id: int,
+    to: str,
+    amount: str | None = None,
+    shares: int | None = None,
+    all: bool = False,
+    node_id: int | None = None,
+    options: ActOptions | None = None,
+) -> None:
+    """Give shares of a pool to another account.
+
+    Args:
+        subnet_id: Friendly or real id.
+        to: Address of the receiver.
+        amount: How much at the present price.
+        shares: How many shares instead.
+        all: All shares.
+        node_id: The pool of this node instead of the subnet's.
+    """
+    chosen, receiver = _choice(amount, shares, all), parse_address(to)
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        if receiver == signer.account_id:
+            raise CallRefused("the receiver is the signing account itself")
+        pool = await find_pool(chain, subnet_id, node_id)
+        count, worth = await _shares(chain, signer.account_id, pool, chosen)
+        call = calls.transfer_delegation(pool, receiver, shares=count)
+        return Plan((Step(f"give {count} shares of {_named(pool)}, worth {worth} now, to {to}", call),))
+
+    act(options, plan)
+
+
+def donate(*, subnet_id: int, amount: str, node_id: int | None = None, options: ActOptions | None = None) -> None:
+    """Give to all delegators of a pool. It cannot be taken back.
+
+    Args:
+        subnet_id: Friendly or real id.
+        amount: `100`, `100.5 TENSOR` or planck.
+        node_id: The pool of this node instead of the subnet's.
+    """
+    amount_planck = planck(amount, name="amount")
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        pool = await find_pool(chain, subnet_id, node_id)
+        if not (await pool_of(chain, pool)).balance_planck:
+            raise CallRefused(f"{_named(pool)} is empty: nobody would get the donation")
+        call = calls.donate(pool, amount_planck=amount_planck)
+        return Plan((Step(f"donate {tensor_text(amount_planck)} to {_named(pool)}", call, amount_planck),))
+
+    act(options, plan)
+
+
+def withdraw(*, amount: str | None = None, all: bool = False, options: ActOptions | None = None) -> None:
+    """Take out what nodes gave this account as their delegate account.
+
+    Args:
+        amount: `100`, `100.5 TENSOR` or planck.
+        all: All of it.
+    """
+    if (amount is None) == (not all):
+        raise ConfigError("say how much: --amount AMOUNT or --all")
+    wanted = planck(amount, name="amount") if amount is not None else None
+
+    async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+
+        held = await chain.storage("Network", "AccountDelegateStake", signer.account_id)
+        has = held if isinstance(held, int) else 0
+        amount_planck = has if wanted is None else wanted
+        require_at_most(amount_planck, has, what="the delegate account's balance")
+        call = calls.withdraw_delegate_account(amount_planck=amount_planck)
+        return Plan((Step(f"take {tensor_text(amount_planck)} out of the delegate account", call),))
+
+    act(options, plan)
+
+
+def show(
+    *,
+    address: str | None = None,
+    json: bool = False,
+    coldkey: ColdkeyOptions | None = None,
+    chain: ChainOptions | None = None,
+) -> None:
+    """List the shares of an account, and its swaps that wait.
+
+    Args:
+        address: Whose; default is the coldkey's.
+        json: Print one JSON object.
+    """
+    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
+
+    async def run() -> None:
+
+        async with open_chain(chain or ChainOptions()) as client:
+            has = await portfolio(client, account)
+        if json:
+            print(
+                jsonlib.dumps(
+                    {
+                        "block": has.block.number,
+                        "delegations": [
+                            {
+                                "subnet_id": each.subnet_id,
+                                "node_id": each.node_id,
+                                "shares": str(each.shares),
+                                "worth_planck": str(each.worth_planck),
+                            }
+                            for each in has.delegations
+                        ],
+                        "swaps": [
+                            {
+                                "swap_id": each.swap_id,
+                                "to_subnet_id": each.to_subnet_id,
+                                "to_node_id": each.to_node_id,
+                                "balance_planck": str(each.balance_planck),
+                                "due_block": each.due_block,
+                            }
+                            for each in has.swaps
+                        ],
+                        "delegate_account_planck": str(has.delegate_account_planck),
+                    }
+                )
+            )
+            return
+        table(
+            ("subnet", "node", "shares", "worth"),
+            [
+                (str(d.subnet_id), str(d.node_id or "-"), str(d.shares), tensor_text(d.worth_planck))
+                for d in has.delegations
+            ],
+            empty="no delegations",
+        )
+        for each in has.swaps:
+            target = f"node {each.to_node_id} of " if each.to_node_id else ""
+            print(
+                f"swap {each.swap_id}: {tensor_text(each.balance_planck)} to {target}subnet {each.to_subnet_id} "
+                f"from block {each.due_block} on"
+            )
+        if has.delegate_account_planck:
+            print(f"delegate account: {tensor_text(has.delegate_account_planck)}, see `mesh delegate withdraw`")
+
+    run_until_signalled(run)
+
+
+# --- shared -----------------------------------------------------------------------------------------------------
+
+
+async def find_pool(chain: Chain, subnet_id: int, node_id: int | None, *, gone: bool = False) -> Pool:
+    """The pool the flags mean: a real subnet id, or a node. Raises ChainError or CallRefused when there is none;
+    with `gone`, pools of what is not there any more are taken by their real id."""
+
+    real = subnet_id
+    if not gone or subnet_id < FIRST_SUBNET_ID:
+        real = await chain.resolve_subnet_id(subnet_id)
+    if node_id is None:
+        return real
+    if not gone and await chain.storage("Network", "SubnetNodeIdHotkey", real, node_id) is None:
+        raise CallRefused(f"subnet {subnet_id} has no node {node_id}: see `mesh node list --subnet-id {subnet_id}`")
+    return NodeRef(real, node_id)
+
+
+def _named(pool: Pool) -> str:
+    return f"subnet {pool}" if isinstance(pool, int) else f"node {pool.node_id} of subnet {pool.subnet_id}"
+
+
+def _choice(amount: str | None, shares: int | None, everything: bool) -> tuple[int | None, int | None]:
+    """(planck, shares), both None for everything. Raises ConfigError unless exactly one is chosen."""
+    if (amount is not None) + (shares is not None) + everything != 1:
+        raise ConfigError("say how much: one of --amount AMOUNT, --shares N or --all")
+    return (planck(amount, name="amount") if amount is not None else None), shares
+
+
+async def _shares(chain: Chain, account: bytes, pool: Pool, chosen: tuple[int | None, int | None]) -> tuple[int, str]:
+    """How many shares were meant and what they are worth, for people. Raises CallRefused for more than there are."""
+
+    amount_planck, shares = chosen
+    at = (await chain.head()).hash
+    price, held = await pool_of(chain, pool, at=at), await shares_in(chain, account, pool, at=at)
+    count = held
+    if amount_planck is not None:
+        if amount_planck > price.worth(held):
+            raise CallRefused(
+                f"the shares of {_named(pool)} are worth {tensor_text(price.worth(held))} now: choose less, or --all"
+            )
+        count = min(price.shares_for(amount_planck), held)
+    elif shares is not None:
+        count = shares
+    if not 0 < count <= held:
+        raise CallRefused(f"{count} shares of {_named(pool)} cannot be taken: the account has {held}")
+    return count, tensor_text(price.worth(count))
