@@ -15,6 +15,8 @@ from mesh.errors import ConfigError, ProtocolError
 from mesh.peer import PeerInfo
 
 DEFAULT_CHAIN_URL = "ws://127.0.0.1:9944"
+SECRET_VARIABLES = ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE", "MESH_KEY_PASSWORD")
+"""Environment variables that hold secrets: a child process that does not sign does not get them."""
 
 
 class Discovery(enum.StrEnum):

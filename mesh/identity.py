@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from mesh.errors import KeyFileError, RemoteProtocolError
+from mesh.files import sync_directory
 from mesh.peer import PeerID
 
 MIN_RSA_BITS: Final = 2048
@@ -323,6 +324,7 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
             os.link(temporary, path)  # fails if someone was faster, where rename would replace
         else:
             os.replace(temporary, path)
+        sync_directory(path.parent)  # an account may be paid into as soon as its key is said to be there
     except FileExistsError as error:
         raise KeyFileError(f"{path} is already there: choose another path, or pass --force to replace it") from error
     except OSError as error:
@@ -335,7 +337,8 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
 def read_secret(path: Path) -> bytes:
     """Read a key file. Raises KeyFileError when it is missing, too large, or readable by others."""
     try:
-        with path.open("rb") as file:
+        # Without waiting: a pipe under a key's name would hold up whoever lists a folder.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise KeyFileError(f"{path} is not a file")

@@ -23,6 +23,7 @@ import msgpack
 import trio
 from pydantic import BaseModel, ConfigDict, Field
 
+from mesh.config import SECRET_VARIABLES
 from mesh.errors import ConfigError, MeshError, ModelRejected, WorkerError
 
 log = logging.getLogger(__name__)
@@ -237,7 +238,8 @@ class _Child:
     def __init__(self, config: WorkerConfig) -> None:
         self._max_frame_bytes = config.max_frame_bytes
         memory = config.memory_bytes if config.memory_bytes is not None else 0
-        environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+        environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mesh.worker_main", str(os.getpid()), str(config.nice), str(memory)],
             stdin=subprocess.PIPE,

@@ -77,6 +77,9 @@ def test_wrong_kinds_of_file(tmp_path: Path) -> None:
         load_account_key(tmp_path / "peer")
     with pytest.raises(KeyFileError):
         load_peer_key(tmp_path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(KeyFileError, match="not a file"):
+        load_peer_key(tmp_path / "pipe")
 
 
 @given(st.binary(max_size=200))

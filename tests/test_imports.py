@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("mesh/protobuf.py", "mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py",
+PURE = ("mesh/protobuf.py", "mesh/keystore.py", "mesh/gossip/wire.py", "mesh/gossip/rules.py", "mesh/gossip/router.py",
         "mesh/gossip/cache.py",
         "mesh/gossip/score.py", "mesh/gossip/outbox.py", "mesh/auth/request.py",
         "mesh/kad", "mesh/rpc/frame.py", "mesh/rpc/body.py", "mesh/rpc/flow.py", "mesh/rpc/standing.py",
         "mesh/rpc/adapters.py", "mesh/rpc/codec.py", "mesh/chain/types.py", "mesh/chain/codec.py",
         "mesh/net/offer.py",
-        "mesh/chain/info.py",
+        "mesh/chain/info.py", "mesh/chain/calls.py", "mesh/chain/checks.py",
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
-        "mesh/consensus/quorum.py", "mesh/consensus/during.py", "mesh/consensus/evidence.py",
+        "mesh/consensus/quorum.py", "mesh/consensus/replay.py",
+        "mesh/consensus/during.py", "mesh/consensus/wire.py", "mesh/consensus/storing.py", "mesh/consensus/context.py",
+        "mesh/consensus/inventories.py", "mesh/consensus/judging.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",
         "mesh/devchain/runtime.py", "mesh/devchain/network_rpc.py", "mesh/devchain/pallets",
         "subnets/optimization/score.py",
@@ -36,11 +38,12 @@ ONLY_IN = {
 
 LAYERS = (
     {"errors", "peer", "identity", "clock", "log", "config", "files", "ratelimit", "trace", "protobuf",
-     "offload"},
+     "offload", "keystore"},
     {"kad", "rpc.frame", "rpc.body", "rpc.status", "rpc.config", "rpc.tensor", "rpc.flow", "rpc.standing",
      "rpc.adapters", "rpc.codec", "chain.types", "chain.windows",
      "gossip.wire", "gossip.rules", "gossip.router", "gossip.cache", "gossip.score", "gossip.outbox",
-     "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect", "chain.info"},
+     "chain.codec", "chain.metadata", "chain.runtime", "chain.dialect", "chain.info", "chain.calls",
+     "chain.checks"},
     {"net.base", "chain.client", "auth.authorizer", "subnet"},
     {"rpc", "auth", "dht", "content", "worker", "worker_main", "chain", "consensus", "gossip", "presence"},
     {"net", "chain.substrate", "devchain"},

@@ -39,7 +39,8 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-async def test_a_job_answers_and_keeps_its_state_in_one_child() -> None:
+async def test_a_job_answers_and_keeps_its_state_in_one_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_HOTKEY", "11" * 32)
     async with running() as worker:
         args = {"b": b"\x00\xff", "n": 2**63, "f": 0.5, "none": None, "list": [1, "two"]}
         assert await worker.call("echo", args) == args
@@ -47,6 +48,7 @@ async def test_a_job_answers_and_keeps_its_state_in_one_child() -> None:
         assert await worker.call("count", {}) == {"count": 2}
         facts = await worker.call("facts", {})
         assert facts["threads"] == "1"
+        assert facts["secrets"] == []
         assert facts["nice"] >= 10
         assert facts["torch"] is False  # the framework itself loads none
         assert facts["pid"] == worker.pid != os.getpid()

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from mesh.config import SECRET_VARIABLES
 from mesh.errors import ModelRejected
 
 _count = 0
@@ -48,6 +49,7 @@ def facts(args: dict[str, Any]) -> dict[str, Any]:
         "threads": os.environ["OMP_NUM_THREADS"],
         "pid": os.getpid(),
         "torch": "torch" in sys.modules,
+        "secrets": [name for name in SECRET_VARIABLES if name in os.environ],
     }
 
 

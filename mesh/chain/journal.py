@@ -103,7 +103,7 @@ class Journal:
     @classmethod
     def open_locked(cls, directory: Path, *, genesis: bytes, account: bytes) -> Journal | None:
         """Open and read it; None while another process (or chain object) has it. Raises JournalDamaged, ChainError."""
-        path = directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
+        path = journal_path(directory, genesis=genesis, account=account)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -246,6 +246,11 @@ class Journal:
         self._done[digest] = Done(
             entry_or_done, fate, delivery, int(str(step["block"])), int(str(step.get("teller", 0)))
         )
+
+
+def journal_path(directory: Path, *, genesis: bytes, account: bytes) -> Path:
+    """The file of an account on a chain."""
+    return directory / f"{genesis.hex()[:16]}-{account.hex()}.jsonl"
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -123,7 +123,7 @@ class _Shown:
         print(self.step.does)
         print(f"  {self.step.call.name if '.' in self.step.call.name else 'Network.' + self.step.call.name}")
         for name, value in self.args.items():
-            print(f"    {name:<24} {_text(value)}")
+            print(f"    {name:<24} {one_line(value)}")
         print(f"  fee {self.fee_planck} planck")
 
 
@@ -225,7 +225,7 @@ def _key(key: object) -> str:
     return "0x" + key.hex() if isinstance(key, bytes) else str(key)
 
 
-def _text(value: object) -> str:
+def one_line(value: object) -> str:
     """A decoded value in one line: accounts with checksum, printable bytes as text, long ones cut."""
     if isinstance(value, bytes):
         if len(value) == 20:
@@ -234,7 +234,7 @@ def _text(value: object) -> str:
             return printable(value.decode("ascii"), 256)
         return f"0x{value[:_SHOWN_BYTES].hex()}{'…' if len(value) > _SHOWN_BYTES else ''}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(key)}: {_text(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{one_line(key)}: {one_line(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple | set | frozenset):
-        return "[" + ", ".join(_text(each) for each in value) + "]"
+        return "[" + ", ".join(one_line(each) for each in value) + "]"
     return "-" if value is None else str(value)

@@ -28,6 +28,17 @@ def _version() -> str:
 
 _GROUPS: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
     (
+        "keys",
+        "Coldkeys and hotkeys in encrypted files, which other wallets read, too.",
+        {
+            "new": ("accounts:new", "Make a key from a new phrase."),
+            "import": ("accounts:import_", "Take a phrase, a private key or another wallet's file in."),
+            "list": ("accounts:list_", "List the keys of a folder."),
+            "show": ("accounts:show", "Show whose key it is."),
+            "export": ("accounts:export", "Write a key for another wallet, or show its secret."),
+        },
+    ),
+    (
         "subnet",
         "Subnets: look at them, change your own.",
         {
@@ -79,6 +90,14 @@ _GROUPS: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
         },
     ),
     (
+        "epoch",
+        "Epochs of a subnet: watch one, check one afterwards.",
+        {
+            "watch": ("epoch:watch", "Follow a subnet's epochs block by block."),
+            "replay": ("epoch:replay", "Recompute a proposal's scores from its evidence."),
+        },
+    ),
+    (
         "overwatch",
         "Judge subnets from outside.",
         {
@@ -126,6 +145,7 @@ def build() -> App:
         help="Check what stands between this machine and a working node.",
     )
     app.command("mesh.cli.transfer:transfer", name="transfer", help="Send TENSOR to another account.")
+    app.command("mesh.cli.look:rewards", name="rewards", help="List what nodes earned and lost.")
     app.command("mesh.cli.balance:balance", name="balance", help="Show what an account has.")
     for name, text, commands in _GROUPS:
         group = _app(name, text)
@@ -159,11 +179,13 @@ def build() -> App:
 
 
 def _chain(name: str) -> App:
-    """`mesh chain` and `mesh-chain`: without a command they run the chain."""
+    """`mesh chain` and `mesh-chain`: without a command they run the development chain."""
     from mesh.cli.chain import run
 
-    chain = _app(name, "The embedded development chain: run it, change it while it runs.")
+    chain = _app(name, "Look at a chain; run the embedded development chain, change it while it runs.")
     chain.default(run)
+    for command, text in _LOOKS.items():
+        chain.command(f"mesh.cli.look:{command}", name=command, help=text)
     chain.command("mesh.cli.chain:run", name="run", help="Run a chain of one machine, for development and tests.")
     dev = _app("dev", "Change a running chain that was started with --dev-rpc.")
     dev.command("mesh.cli.chain:new_block", name="new-block", help="Make blocks now.")
@@ -172,6 +194,16 @@ def _chain(name: str) -> App:
     dev.command("mesh.cli.chain:restore", name="restore", help="Go to the block and state of a snapshot.")
     chain.command(dev)
     return chain
+
+
+_LOOKS = {
+    "status": "Say which chain this is and what runs on it.",
+    "epoch": "Say how an epoch of a subnet stands.",
+    "validators": "List the validators of a subnet.",
+    "rewards": "List what nodes earned and lost; the same as mesh rewards.",
+    "events": "Print the events of blocks.",
+}
+"""Commands of `mesh chain` that look at any chain."""
 
 
 def main() -> None:

@@ -211,9 +211,8 @@ async def _exchange(urls: Sequence[str], timeout_s: float, method: str, params: 
         except (OSError, ConnectionClosed, ConnectionTimeout, HandshakeError, trio.TooSlowError) as error:
             failure = error
     raise ChainUnavailable(
-        f"no chain answers at {', '.join(urls)} ({failure!r:.100}): start one with `mesh-chain --dev-rpc`, or give "
-        "--chain-url"
-    )
+        f"no chain answers at {', '.join(urls)}: start one with `mesh-chain --dev-rpc`, or give --chain-url"
+    ) from failure
 
 
 def _result(message: str | bytes) -> Any:

@@ -16,13 +16,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import trio
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from mesh.config import DEFAULT_CHAIN_URL
+from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES
 from mesh.errors import (
     ConfigError,
     ExtrinsicFailed,
@@ -32,13 +32,11 @@ from mesh.errors import (
     RemoteFailure,
     WorkerError,
 )
-from mesh.identity import AccountKey, load_account_key
+from mesh.identity import AccountKey
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
-
-SECRET_VARIABLES = ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE")
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -249,7 +247,7 @@ class ColdkeyOptions:
     """Which coldkey signs. Secrets on the command line are visible to others: local chains only."""
 
     coldkey_file: Path | None = None
-    "File with the coldkey (hexadecimal or BIP39 phrase, mode 0600). Otherwise MESH_COLDKEY or PHRASE is read."
+    "File with the coldkey (mode 0600), or its name in the key store (`mesh keys`). Otherwise MESH_COLDKEY or PHRASE."
     private_key: str | None = None
     "Coldkey in hexadecimal; accepted on a local chain only."
     phrase: str | None = None
@@ -265,13 +263,26 @@ class ColdkeyOptions:
             self.coldkey_file, ("MESH_COLDKEY", "PHRASE"), self.private_key or self.phrase, name="coldkey"
         )
 
+    def account_id(self) -> bytes:
+        """Whose coldkey it is; an encrypted file is taken at its word, so that looking needs no password."""
+        if self.coldkey_file is not None and not self.on_argv():
+            from mesh.cli.keyfiles import account_in, named_file
+
+            return account_in(named_file(self.coldkey_file))
+        return self.key().account_id
+
 
 def account_key(file: Path | None, variables: Sequence[str], text: str | None, *, name: str) -> AccountKey:
-    """From argv text, a file, or the first environment variable that is set, in this order."""
+    """From argv text, a file, or the first environment variable that is set, in this order.
+
+    An encrypted file's password is MESH_KEY_PASSWORD or asked for. Raises KeyFileError.
+    """
     if text is not None:
         return AccountKey.parse(text)
     if file is not None:
-        return load_account_key(file)
+        from mesh.cli.keyfiles import named_file, open_key
+
+        return open_key(named_file(file)).key
     for variable in variables:
         if value := os.environ.get(variable):
             return AccountKey.parse(value)
@@ -360,3 +371,17 @@ def share(text: str, *, name: str) -> int:
     ):
         raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
     return int(value)
+
+
+def read_toml(path: Path | None) -> dict[str, Any]:
+    """A subnet's settings from a file, none without one. Raises ConfigError."""
+    if path is None:
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error

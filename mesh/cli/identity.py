@@ -93,7 +93,7 @@ def show(
         address: Whose; default is the coldkey's.
         json: Print one JSON object.
     """
-    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).key().account_id
+    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
 
     async def run() -> None:
         async with open_chain(chain or ChainOptions()) as client:

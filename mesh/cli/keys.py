@@ -12,7 +12,7 @@ from mesh.identity import (
     KeyType,
     Overwrite,
     PeerKey,
-    load_account_key,
+    checksum_address,
     load_peer_key,
     save_account_key,
     save_peer_key,
@@ -90,8 +90,10 @@ def keyview(*, path: Path, json: bool = False) -> None:
         key = load_peer_key(path)
         shown = {"path": str(path), "type": key.type.name.lower(), "peer_id": str(key.peer_id)}
     except KeyFileError as error:
+        from mesh.cli.keyfiles import account_in
+
         try:
-            shown = {"path": str(path), "type": "account", "address": load_account_key(path).address}
+            shown = {"path": str(path), "type": "account", "address": checksum_address(account_in(path))}
         except KeyFileError:
             raise error from None
     _print({"key": shown}, json)

@@ -18,6 +18,7 @@ from mesh.chain.checks import hotkey_warning, require_at_most, require_new_hotke
 from mesh.chain.portfolio import OverwatchStanding, overwatch_epoch, overwatch_of
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
 from mesh.cli.common import ChainOptions, ColdkeyOptions, account_key, open_chain, planck, run_until_signalled, share
+from mesh.cli.keyfiles import account_in
 from mesh.cli.keys import HOTKEY_FILE
 from mesh.cli.stake import cooling
 from mesh.cli.tables import table
@@ -26,7 +27,6 @@ from mesh.identity import (
     AccountKey,
     Overwrite,
     checksum_address,
-    load_account_key,
     parse_address,
     read_secret,
     write_secret,
@@ -86,17 +86,15 @@ def register(
             f"register an overwatch node with the hotkey {checksum_address(account)} and {tensor_text(amount_planck)}"
         )
         step = Step(does, calls.register_overwatch(account, amount_planck=amount_planck), amount_planck)
-        return Plan((step,), () if warning is None else (warning,), after=_registered)
+        return Plan((step,), () if warning is None else (warning,), after=partial(_registered, hotkey=account))
 
     act(options, plan)
 
 
-async def _registered(chain: SubstrateChain, receipts: Sequence[Receipt]) -> Outcome:
-    for event in receipts[-1].events:
-        if "overwatch_node_id" in event.fields:
-            node_id = event.fields["overwatch_node_id"]
-            return Outcome((f"overwatch node {node_id} is registered",), {"overwatch_node_id": node_id})
-    return Outcome()
+async def _registered(chain: SubstrateChain, receipts: Sequence[Receipt], *, hotkey: bytes) -> Outcome:
+    """No event tells the id: it is read from the state after the registration."""
+    node_id = await chain.storage("Network", "HotkeyOverwatchNodeId", hotkey, at=receipts[-1].block.hash)
+    return Outcome((f"overwatch node {node_id} is registered",), {"overwatch_node_id": node_id})
 
 
 def commit(
@@ -338,12 +336,12 @@ def _hotkey_address(hotkey: str | None, keys_dir: Path | None) -> bytes:
         return parse_address(hotkey)
     if keys_dir is None:
         raise ConfigError("which hotkey? give --hotkey ADDRESS or --keys-dir DIR")
-    return load_account_key(keys_dir / HOTKEY_FILE).account_id
+    return account_in(keys_dir / HOTKEY_FILE)
 
 
 def _coldkey_or_none(coldkey: ColdkeyOptions | None) -> bytes | None:
     try:
-        return (coldkey or ColdkeyOptions()).key().account_id
+        return (coldkey or ColdkeyOptions()).account_id()
     except KeyFileError:
         if coldkey is not None:
             raise

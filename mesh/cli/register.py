@@ -14,10 +14,11 @@ from mesh.chain.dialect import Call
 from mesh.chain.types import NodeClass
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
 from mesh.cli.common import ChainOptions, open_chain, planck, run_until_signalled, share
+from mesh.cli.keyfiles import account_in
 from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
 from mesh.cli.subnet import coldkeys_of, require_owner
 from mesh.errors import CallRefused, ConfigError
-from mesh.identity import AccountKey, checksum_address, load_account_key, load_peer_key, parse_address
+from mesh.identity import AccountKey, checksum_address, load_peer_key, parse_address
 from mesh.peer import PeerID, PeerInfo
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def register_node(
         for name, file in PEER_FILES.items():
             if peers[name] is None and (name == "peer" or (keys_dir / file).exists()):
                 peers[name] = load_peer_key(keys_dir / file).peer_id
-        account = account or load_account_key(keys_dir / HOTKEY_FILE).account_id
+        account = account or account_in(keys_dir / HOTKEY_FILE)
     if peers["peer"] is None or account is None:
         raise ConfigError("a node needs --keys-dir (see `keygen --keys-dir`), or --hotkey and --peer_id")
     terms = staking.NodeTerms(

@@ -8,17 +8,16 @@ import logging
 import os
 import random
 import sys
-import tomllib
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import trio
 from cyclopts import Parameter
 
-from mesh.cli.common import ChainOptions, account_key, planck, run_until_signalled
+from mesh.cli.common import ChainOptions, account_key, planck, read_toml, run_until_signalled
 from mesh.config import Discovery, NodeConfig, usable_maddrs
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, PeerKey, load_peer_key
@@ -102,7 +101,7 @@ def serve(
 
     node, chain = node or NodeOptions(), chain or ChainOptions()
     loaded = load_subnet(subnet)
-    settings = loaded.Config(**_toml(subnet_config))
+    settings = loaded.Config(**read_toml(subnet_config))
     if node.identity_path is None and not node.no_blockchain_rpc:
         raise ConfigError("say who this node is: --identity_path FILE, the peer key it was registered with")
     config = _config(node, chain, subnet_node_id=subnet_node_id)
@@ -241,14 +240,3 @@ def _config(node: NodeOptions, chain: ChainOptions, *, subnet_node_id: int | Non
         metrics_port=node.metrics_port,
         keep_records=node.keep_records,
     )
-
-
-def _toml(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is not there") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error

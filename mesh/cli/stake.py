@@ -109,7 +109,7 @@ def show(*, address: str | None = None, json: bool = False, coldkey: ColdkeyOpti
         address: Whose; default is the coldkey's.
         json: Print one JSON object.
     """
-    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).key().account_id
+    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
 
     async def run() -> None:
 

@@ -8,8 +8,9 @@ Same errors by name, same epochs, elections by a seeded rng, and the same answer
 - payout of an epoch in consensus (at least 66 % of the validators attested): EMISSION_PLANCK by score to the nodes'
   stakes, and BASE_REWARD_PLANCK to the proposer's, without time factors, delegators or an owner's share. Out of
   consensus: nobody is paid and the proposer is slashed as in the pallet. Both round down.
-- reputation falls by a tenth when a proposal in consensus leaves a node out, by a twentieth when an elected node does
-  not propose, and never rises; below a tenth a node is removed.
+- reputation falls by a tenth when a proposal in consensus leaves a node out, and when at least 87.5 % attested and a
+  validator did not; by a twentieth when an elected node does not propose; for a proposal out of consensus by up to a
+  tenth for each attestor and a twentieth more for the proposer. It never rises; below a tenth a node is removed.
 - later nodes become Idle, Included and Validator after one, two and two epochs, without churn limits.
 - delegate stake is a plain balance (a share is a planck); what is unbonded can be claimed an epoch later.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -61,9 +63,15 @@ BASE_REWARD_PLANCK: Final = 10**18
 DESIGNATED_SLOTS: Final = 3
 MIN_NODES: Final = 3
 MIN_ATTESTATION: Final = 66 * ONE // 100
+SUPER_MAJORITY: Final = 875 * ONE // 1000
 MIN_REPUTATION: Final = ONE // 10
 SLASH: Final = 3_125 * ONE // 100_000
 MAX_SLASH_PLANCK: Final = 10**18
+ABSENT: Final = ONE // 20
+LEFT_OUT: Final = ONE // 10
+NOT_ATTESTED: Final = ONE // 10
+REJECTED: Final = ONE // 20
+ATTESTED_REJECTED: Final = ONE // 10
 BLOCK_MS: Final = 6_000
 GENESIS_MS: Final = 1_800_000_000_000
 HISTORY_BLOCKS: Final = 4_096
@@ -144,6 +152,10 @@ class Ledger:
         self.epoch_length = epoch_length
         self.rng = random.Random(seed)
         self.accounts: dict[bytes, _Account] = {a: _Account(planck) for a, planck in (fund or {}).items()}
+        self.minted: Counter[str] = Counter(genesis=sum((fund or {}).values()))
+        """Planck made, by cause."""
+        self.burned: Counter[str] = Counter()
+        """Planck destroyed, by cause."""
         self.subnets: dict[int, _Subnet] = {}
         self.delegated: dict[tuple[bytes, int], int] = {}
         self.unbonding: dict[bytes, dict[int, int]] = {}
@@ -185,6 +197,15 @@ class Ledger:
     def number(self) -> int:
         """Number of the newest block; while one is made, still its parent's."""
         return self.blocks[-1].ref.number
+
+    def issuance(self) -> int:
+        """Planck there is, in accounts, stakes, delegated and unbonding: what was minted less what was burned."""
+        return (
+            sum(account.free for account in self.accounts.values())
+            + sum(node.stake_planck for subnet in self.subnets.values() for node in subnet.nodes.values())
+            + sum(self.delegated.values())
+            + sum(sum(claims.values()) for claims in self.unbonding.values())
+        )
 
     def block(self, at: bytes | None) -> _Block:
         """A block by hash, the newest without one. Raises ChainError."""
@@ -258,6 +279,7 @@ class Ledger:
                 account.free += FEE_PLANCK
                 fee = 0
             self._emit("System.ExtrinsicSuccess")
+        self.burned["fee"] += fee
         pending.receipt = Receipt(pending.digest, ref, fee, tuple(self._events[start:]))
 
     def _emit(self, event: str, fields: Mapping[str, object] | None = None, /, **named: object) -> None:
@@ -287,35 +309,46 @@ class Ledger:
         elected, submission = subnet.elected.get(epoch), subnet.submissions.get(epoch)
         if submission is None:
             if elected in subnet.nodes:
-                self._punish(subnet, elected, ONE // 20)
+                self._punish(subnet, elected, ABSENT)
             return
         electable = max(1, len(_validators(subnet, epoch)))
         ratio = min(ONE, len(submission.attests) * ONE // electable)
-        proposer = subnet.nodes.get(submission.proposer_node_id)
         if ratio < MIN_ATTESTATION:
-            if proposer is not None:
-                slash = proposer.stake_planck * SLASH // ONE * (ONE - ratio * ONE // MIN_ATTESTATION) // ONE
-                slash = min(slash, MAX_SLASH_PLANCK)
-                self._set(subnet, replace(proposer, stake_planck=proposer.stake_planck - slash))
-                self._emit("Slashing", subnet_id=subnet.info.subnet_id, account_id=proposer.hotkey, amount=slash)
+            self._reject(subnet, submission, ratio)
             return
         total = sum(score.score for score in submission.scores)
-        if proposer is not None:
-            self._pay(subnet, proposer.node_id, BASE_REWARD_PLANCK)
+        if submission.proposer_node_id in subnet.nodes:
+            self._mint(subnet, submission.proposer_node_id, BASE_REWARD_PLANCK, "proposer_reward")
         scored = {score.node_id: score.score for score in submission.scores}
         rewards: list[tuple[int, int]] = []
         for node_id in sorted(subnet.nodes):
             node = subnet.nodes[node_id]
             if node.node_class < NodeClass.INCLUDED or node.start_epoch > epoch:
                 continue
+            is_validator = node.node_class is NodeClass.VALIDATOR
             if node_id not in scored:
-                self._punish(subnet, node_id, ONE // 10)
-            elif node.node_class is NodeClass.VALIDATOR and total:
+                self._punish(subnet, node_id, LEFT_OUT)
+            elif is_validator and total:
                 reward = EMISSION_PLANCK * scored[node_id] // total
-                self._pay(subnet, node_id, reward)
+                self._mint(subnet, node_id, reward, "node_rewards")
                 rewards.append((node_id, reward))
+            if is_validator and node_id not in submission.attests and ratio >= SUPER_MAJORITY:
+                self._punish(subnet, node_id, NOT_ATTESTED)
         if total:
             self._emit("SubnetRewards", subnet_id=subnet.info.subnet_id, node_rewards=rewards)
+
+    def _reject(self, subnet: _Subnet, submission: Submission, ratio: int) -> None:
+        """Too few attested: the proposer is slashed, and it and its attestors lose reputation, by the shortfall."""
+        shortfall = ONE - ratio * ONE // MIN_ATTESTATION
+        proposer = subnet.nodes.get(submission.proposer_node_id)
+        if proposer is not None:
+            slash = min(proposer.stake_planck * SLASH // ONE * shortfall // ONE, MAX_SLASH_PLANCK)
+            self._pay(subnet, proposer.node_id, -slash)
+            self.burned["slash"] += slash
+            self._emit("Slashing", subnet_id=subnet.info.subnet_id, account_id=proposer.hotkey, amount=slash)
+        self._punish(subnet, submission.proposer_node_id, REJECTED * shortfall // ONE)
+        for node_id in submission.attests:
+            self._punish(subnet, node_id, ATTESTED_REJECTED * shortfall // ONE)
 
     def _graduate(self, subnet: _Subnet, epoch: int) -> None:
         for node in list(subnet.nodes.values()):
@@ -326,14 +359,18 @@ class Ledger:
     def _set(self, subnet: _Subnet, node: SubnetNode) -> None:
         subnet.nodes[node.node_id] = node
 
+    def _mint(self, subnet: _Subnet, node_id: int, planck: int, cause: str) -> None:
+        self._pay(subnet, node_id, planck)
+        self.minted[cause] += planck
+
     def _pay(self, subnet: _Subnet, node_id: int, planck: int) -> None:
         node = subnet.nodes[node_id]
         self._set(subnet, replace(node, stake_planck=node.stake_planck + planck))
 
     def _punish(self, subnet: _Subnet, node_id: int | None, part: int) -> None:
-        if node_id is None:
+        node = subnet.nodes.get(node_id) if node_id is not None else None
+        if node is None:
             return
-        node = subnet.nodes[node_id]
         reputation = node.reputation * (ONE - part) // ONE
         self._set(subnet, replace(node, reputation=reputation))
         if reputation < MIN_REPUTATION:

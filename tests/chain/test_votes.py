@@ -1,4 +1,4 @@
-"""A vote is for one epoch, though the pallet counts it for whatever epoch its block is in, and it does not say which."""
+"""A vote is for one epoch, though the pallet counts it for whatever epoch its block is in and it does not say which."""
 
 from __future__ import annotations
 

@@ -352,17 +352,104 @@ def test_a_refused_empty_proposal_comes_with_a_witness_anybody_can_check(tmp_pat
     in_town(main, tmp_path)
 
 
-def test_too_few_inventories_make_an_empty_proposal_that_others_attest(tmp_path: Path) -> None:
+def test_without_enough_validators_to_say_so_nothing_is_proposed(tmp_path: Path) -> None:
+    """Two of four cannot know what the others hold, nor could they pass a proposal: a miss costs less than a slash."""
+
     async def main(town: Town) -> None:
         await everybody(town)
         await town.nodes["bob"].note("work")
         for label in ("cyd", "dan"):
             await town.nodes[label].stop()  # before the inventories: two of four are not n-f
-        await town.until(1, 5)
+        stake = town.ledger.subnets[SUBNET].nodes[1].stake_planck
+        await town.until(2, 0)
+        assert town.submission() is None
+        assert town.ledger.subnets[SUBNET].nodes[1].stake_planck == stake
+        assert not town.nodes["bob"].settled()
+
+    in_town(main, tmp_path)
+
+
+async def too_few_inventories(town: Town) -> None:
+    """Everybody is there, but two did not hear of the epoch's end: their chains were away."""
+    await everybody(town)
+    await town.nodes["bob"].note("work")
+    await town.until(0, 15)
+    for label in ("cyd", "dan"):
+        town.nodes[label].chain.away = True
+    await town.until(1, 2)
+    for label in ("cyd", "dan"):
+        town.nodes[label].chain.away = False
+
+
+def test_too_few_inventories_make_an_empty_proposal_that_others_attest(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await too_few_inventories(town)
+        await town.until(1, 6)
         assert args_of(town).reason == rules.TOO_FEW_INVENTORIES
         assert proposed(town) == {}
-        assert town.attests() == "ada bob"
+        assert town.attests() == ALL
         assert not town.nodes["bob"].settled()
+
+    in_town(main, tmp_path)
+
+
+def test_who_is_cut_off_does_not_attest_that_there_was_nothing(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await too_few_inventories(town)
+        town.sim.partition([[town.nodes[label].peer for label in ["ada", "bob", "cyd"]], [town.nodes["dan"].peer]])
+        await town.until(1, 8)
+        assert town.attests() == "ada bob cyd"
+        town.sim.heal()
+        await town.until(1, 14)
+        assert town.attests() == ALL
+
+    in_town(main, tmp_path)
+
+
+def test_who_came_after_the_inventories_asks_before_it_believes_there_were_none(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town, proposer="dan", liar="dan")
+        await town.nodes["bob"].note("work")
+        await town.until(0, 17)
+        await town.nodes["bob"].stop()
+        await town.until(0, 19)
+        await town.nodes["dan"].publish_inventory()
+        await town.until(1, 3)
+        await town.nodes["dan"].propose(scores=[], **EMPTY)
+        await town.until(1, 4)
+        await town.add("bob")  # its store is empty
+        await town.until(1, 9)
+        assert town.attests() == "dan"
+        assert town.refusals() == dict.fromkeys(("ada", "bob", "cyd"), "had-inventories")
+
+    in_town(main, tmp_path)
+
+
+def test_a_draft_that_comes_true_is_attested_without_fetching_anything(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(0, 19)
+        assert all(node.content.entries() for node in town.nodes.values())
+        town.sim.partition([[node.peer] for node in town.nodes.values()])
+        await town.until(1, 3)
+        assert town.attests() == ALL
+        assert proposed(town) == {2: 1}
+
+    in_town(main, tmp_path)
+
+
+def test_while_an_inventory_lacks_the_draft_waits_for_the_epochs_end(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(0, 18)
+        await town.nodes["dan"].stop()
+        await town.until(0, 19)
+        assert not any(node.content.entries() for node in town.nodes.values())
+        await town.until(1, 4)
+        assert town.attests() == "ada bob cyd"
+        assert [e.digest for e in town.nodes["cyd"].content.entries()] == [args_of(town).evidence]
 
     in_town(main, tmp_path)
 
@@ -421,7 +508,7 @@ def test_a_proposer_that_cannot_score_proposes_nothing(tmp_path: Path, caplog: p
         assert town.submission() is None
 
     in_town(main, tmp_path)
-    assert caplog.text.count("cannot score its evidence") == 1
+    assert caplog.text.count("cannot score its evidence") == 2  # the draft, and once more when it was due
 
 
 def test_an_epoch_nobody_proposed_for_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -539,7 +626,7 @@ def test_a_node_cut_off_from_the_others_attests_when_it_is_back(tmp_path: Path) 
     async def main(town: Town) -> None:
         await everybody(town)
         await town.nodes["bob"].note("work")
-        await town.until(0, 19)
+        await town.until(0, 18)  # before the inventories: it has no draft
         others = [town.nodes[label].peer for label in ("ada", "bob", "cyd")]
         town.sim.partition([others, [town.nodes["dan"].peer]])
         await town.until(1, 6)

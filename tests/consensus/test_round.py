@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from mesh.chain.types import MAX_ARGS_BYTES, NodeClass, Score
 from mesh.consensus.round import (
     MAX_DIGESTS,
+    MAX_EVIDENCE_BYTES,
+    MAX_INVENTORY_RECORD_BYTES,
     Choice,
     Decision,
     Inventory,
@@ -187,6 +189,17 @@ def test_a_flood_displaces_the_flooders_own_records_first() -> None:
     assert sum(len(r.to_bytes()) for r in bounded) <= 5 * len(few[0].to_bytes())
 
 
+@given(st.lists(st.integers(1, 900), max_size=12), st.lists(st.integers(1, 900), min_size=1, max_size=12))
+def test_whatever_others_send_an_owners_share_is_in(theirs: list[int], ours: list[int]) -> None:
+    flood = [note(label, f"{label} {i} " + "x" * size) for label in FOUR[1:] for i, size in enumerate(theirs)]
+    work = sorted((note("ada", f"{i} " + "y" * size) for i, size in enumerate(ours)), key=lambda r: r.digest)
+    chosen = {r.digest for r in select_records([*flood, *work], context(), max_records=20, max_bytes=8000)}
+    spent = 0
+    for record in work:
+        spent += max(400, len(record.to_bytes()))
+        assert spent > 8000 // 4 or record.digest in chosen
+
+
 # --- two inventories ----------------------------------------------------------------------------------------------
 
 
@@ -248,6 +261,24 @@ def test_no_proposal_when_a_needed_record_is_nowhere_or_inventories_are_too_few(
     with pytest.raises(ConsensusError) as error:
         choose({A: inv(X), B: inv(X)}, held={X}, limits=thresholds(4))
     assert reason_of(error) == "too-few-inventories"
+
+
+def test_inventories_that_name_more_than_fits_are_left_out_while_enough_remain() -> None:
+    many = tuple(bytes([n]) * 32 for n in range(1, 30))
+    lists = {A: inv(*many), B: inv(*many[:10]), C: inv(*many[10:20]), D: inv(*many[20:])}
+    sizes = dict.fromkeys(many, 10)
+    chosen = choose(lists, held=set(many), limits=thresholds(4), sizes=sizes, max_bytes=150)
+    assert chosen == Choice(tuple(sorted([B, C, D])), ())
+    with pytest.raises(ConsensusError) as error:
+        choose(
+            dict.fromkeys((A, B, C, D), inv(*many)), held=set(many), limits=thresholds(4), sizes=sizes, max_bytes=289
+        )
+    assert reason_of(error) == "too-large"
+
+
+@given(st.integers(1, 300))
+def test_what_honest_inventories_name_always_fits(n: int) -> None:
+    assert n * MAX_INVENTORY_RECORD_BYTES // thresholds(n).naming <= MAX_EVIDENCE_BYTES
 
 
 @given(st.lists(st.frozensets(st.sampled_from([bytes([i]) * 32 for i in range(8)])), min_size=4, max_size=7), st.data())
@@ -511,17 +542,19 @@ def test_eligible_are_nodes_included_or_better_in_every_snapshot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "standing", "decision", "reason"),
+    ("scores", "standing", "heard", "decision", "reason"),
     [
-        ([], 2, Decision.ATTEST, "equal"),
-        ([], 3, Decision.REFUSE, "had-inventories"),
-        ([Score(1, 1)], 0, Decision.REFUSE, "scores"),
+        ([], 2, 3, Decision.ATTEST, "equal"),
+        ([], 2, 2, Decision.ABSTAIN, "unheard"),
+        ([], 0, 1, Decision.ABSTAIN, "unheard"),
+        ([], 3, 3, Decision.REFUSE, "had-inventories"),
+        ([Score(1, 1)], 0, 4, Decision.REFUSE, "scores"),
     ],
 )
 def test_an_empty_proposal_is_right_only_where_inventories_were_too_few(
-    scores: list[Score], standing: int, decision: Decision, reason: str
+    scores: list[Score], standing: int, heard: int, decision: Decision, reason: str
 ) -> None:
-    verdict = judge_empty(scores, standing=standing, limits=thresholds(4))
+    verdict = judge_empty(scores, standing=standing, heard=heard, limits=thresholds(4))
     assert (verdict.decision, verdict.reason) == (decision, reason)
 
 

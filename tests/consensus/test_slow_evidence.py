@@ -2,7 +2,7 @@
 
 import trio
 
-import mesh.consensus.loop as loop
+import mesh.consensus.proposing as proposing
 from mesh.content import CHUNK_BYTES, ChunkReply, Content, Manifest, ManifestReply
 from mesh.content.merkle import leaf_of
 from mesh.mock import subnet
@@ -13,14 +13,14 @@ BLOB = Manifest(12 * CHUNK_BYTES, leaf_of(bytes(CHUNK_BYTES)) * 12)
 
 def test_a_slow_proposer_costs_one_epoch_only(monkeypatch) -> None:
     attackers, served = set(), []
-    honest_prepare, honest_manifest = loop.ConsensusLoop._prepare, Content.serve_manifest
+    honest_prepare, honest_manifest = proposing.Proposer._prepare, Content.serve_manifest
 
     async def prepare(self, found, offset):
         if not attackers:
-            attackers.add(self._identity.peer_id)  # whoever is elected first
-        if self._identity.peer_id not in attackers:
+            attackers.add(self._parts.us)  # whoever is elected first
+        if self._parts.us not in attackers:
             return await honest_prepare(self, found, offset)
-        return ((), self._args(found.ctx, evidence=BLOB.digest, size=BLOB.size)) if offset >= 12 else None
+        return ((), self._args(found, evidence=BLOB.digest, size=BLOB.size)) if offset >= 12 else None
 
     async def manifest(self, request, remote):
         if request.digest != BLOB.digest or self.rpc.net.local.peer_id not in attackers:
@@ -33,7 +33,7 @@ def test_a_slow_proposer_costs_one_epoch_only(monkeypatch) -> None:
         await trio.sleep(26.0)
         return ChunkReply(data=bytes(CHUNK_BYTES))
 
-    monkeypatch.setattr(loop.ConsensusLoop, "_prepare", prepare)
+    monkeypatch.setattr(proposing.Proposer, "_prepare", prepare)
     monkeypatch.setattr(Content, "serve_manifest", manifest)
     monkeypatch.setattr(Content, "serve_chunk", chunk)
     result = simulate(subnet, nodes=4, epochs=4, seed=3)

@@ -17,7 +17,7 @@ def live(seed: int, *, epochs: int, calls: int, names: set[str] | None = None) -
     machine = Machine(seed, calls=[call for call in CALLS if names is None or call.name in names])
     for epoch in range(epochs):
         if epoch % 5 == 0:
-            found_subnet(machine)
+            machine.block(lambda: found_subnet(machine))
         while machine.best.number < (epoch + 1) * machine.length:
             machine.step(machine.rng.randrange(calls + 1))
     machine.replay()
@@ -27,18 +27,18 @@ def live(seed: int, *, epochs: int, calls: int, names: set[str] | None = None) -
 def test_any_calls() -> None:
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
-    for seed in range(3):
+    for seed in range(4):
         machine = live(seed, epochs=30, calls=6)
         done += machine.done
         failed += Counter(name for name, _ in machine.failed.elements())
     tried = {call.name for call in CALLS}
-    assert set(done) | set(failed) == tried
-    assert len(done) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
+    assert set(done) | set(failed) >= tried
+    assert len(tried & set(done)) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
     assert done.total() > 0.4 * failed.total()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 140))
+@pytest.mark.parametrize("seed", range(100, 112))
 def test_many_calls(seed: int) -> None:
     live(seed, epochs=120, calls=8)
 

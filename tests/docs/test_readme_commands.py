@@ -156,8 +156,8 @@ def test_the_commands_in_their_order(shell: Shell) -> None:
                 text=True, timeout=60, check=False,
             )  # fmt: skip
             assert done.returncode == 1  # the hotkey holds nothing
-            assert "BAD  hotkey" in done.stdout
-            assert "ok   registration" in done.stdout
+            assert "fails    balance" in done.stdout
+            assert "ok       registration" in done.stdout
         else:
             shell.run(*argv)
         ran.add(words[0])

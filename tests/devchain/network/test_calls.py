@@ -313,6 +313,37 @@ def test_a_removed_node_gets_everything_back_and_its_keys_are_free_again(elected
     assert elected.event("SubnetNodeRegistered")["data"]["classification"]["node_class"] == "Registered"
 
 
+def test_everything_due_is_claimed_at_once_and_each_kind_has_its_own_cooldown(elected: Chain) -> None:
+    who, start = COLDKEYS[0], elected.block
+    elected.call("add_to_delegate_stake", who, subnet_id=SUBNET, stake_to_be_added=TENSOR)
+    node = {"subnet_id": SUBNET, "subnet_node_id": 2}
+    elected.call("add_to_node_delegate_stake", who, **node, node_delegate_stake_to_be_added=TENSOR)
+    for item, epochs in (
+        (s.DelegateStakeCooldownEpochs, 1),
+        (s.NodeDelegateStakeCooldownEpochs, 2),
+        (s.StakeCooldownEpochs, 3),
+    ):
+        elected.ctx().put(item, value=epochs)
+    elected.call("remove_delegate_stake", who, subnet_id=SUBNET, shares_to_be_removed=1000)
+    elected.call("remove_node_delegate_stake", who, **node, node_delegate_stake_shares_to_be_removed=2000)
+    elected.call("remove_stake", who, **stake_args(TENSOR))
+    elected.call("remove_stake", who, **stake_args(TENSOR))  # the same block: one entry
+    ledger = elected.get(s.StakeUnbondingLedger, who)
+    assert set(ledger) == {start + 20, start + 40, start + 60}
+    assert ledger[start + 60] == 2 * TENSOR
+    assert sum(ledger.values()) == elected.get(s.TotalUnbondingBalance)
+    free = elected.ctx().free_balance(who)
+    elected.to_block(start + 59)
+    elected.call("claim_unbondings", who)
+    assert elected.ctx().free_balance(who) == free + ledger[start + 20] + ledger[start + 40]
+    assert elected.error("claim_unbondings", who) == "NoStakeUnbondingsOrCooldownNotMet"
+    assert elected.get(s.StakeUnbondingLedger, who) == {start + 60: 2 * TENSOR}
+    elected.next_block()
+    elected.call("claim_unbondings", who)
+    assert elected.ctx().free_balance(who) == free + sum(ledger.values())
+    assert elected.get(s.TotalUnbondingBalance) == 0
+
+
 def test_the_unbonding_ledger_is_bounded(elected: Chain) -> None:
     elected.ctx().put(s.MaxUnbondings, value=2)
     for _ in range(2):

@@ -125,6 +125,7 @@ def a_node(number: int, friend: dict[str, Any] | None, rate: int) -> dict[str, A
 steps = st.one_of(
     st.tuples(st.just("blocks"), st.integers(1, 25)),
     st.tuples(st.just("epoch"), scores, st.sets(nodes)),
+    st.tuples(st.just("owner"), st.sampled_from(["pause", "emergency", "unpause", "revert", "dearer"])),
     st.tuples(st.just("watch"), watchers, st.integers(0, TENSOR)),
     st.builds(
         lambda who, args: ("call", who, "register_subnet_node", args),
@@ -169,7 +170,6 @@ steps = st.one_of(
     a_call("register_overwatch_node", hotkey=fresh, stake_to_be_added=amounts),
     a_call("remove_overwatch_node", overwatch_node_id=watchers),
     a_call("remove_overwatch_stake", hotkey=hotkeys | fresh, stake_to_be_removed=amounts),
-    st.tuples(st.just("owner"), st.sampled_from(["pause", "emergency", "unpause", "revert", "dearer"])),
 )
 
 

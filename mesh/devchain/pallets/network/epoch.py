@@ -16,7 +16,16 @@ import hashlib
 from typing import Any
 
 from mesh.devchain.pallet import Context
-from mesh.devchain.pallets.network import economics, emergency, epochs, nodes, overwatch, reputation, rewards, swaps
+from mesh.devchain.pallets.network import (
+    economics,
+    emergency,
+    epochs,
+    nodes,
+    overwatch,
+    reputation,
+    rewards,
+    swaps,
+)
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.delegate import min_delegate_stake
 from mesh.devchain.pallets.network.subnets import remove_subnet

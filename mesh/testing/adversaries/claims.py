@@ -1,7 +1,4 @@
-"""Nodes that break the rules, as subnet objects of their own: a liar is never an `if` in the product.
-
-They are made from honest subnets, run against honest nodes, and must lose.
-"""
+"""Nodes that claim more than they measured, as subnet objects made from honest subnets."""
 
 from __future__ import annotations
 
