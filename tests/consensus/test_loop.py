@@ -768,6 +768,25 @@ def test_settled_epochs_are_told_again_after_a_restart(tmp_path: Path) -> None:
     in_town(main, tmp_path)
 
 
+def test_a_blob_is_kept_and_served_until_three_epochs_after_its_work_also_after_a_restart(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(1, 14)
+        digest = args_of(town).evidence
+        await town.nodes["cyd"].stop()
+        await town.until(3, 2)
+        cyd = await town.add("cyd")
+        await town.until(3, 18)
+        assert digest in cyd.content._pins
+        (tmp_path / "dan" / "content" / digest.hex()).unlink()
+        assert await town.nodes["dan"].content.fetch(digest, max_bytes=10**6, peers=[cyd.peer])
+        await town.until(4, 2)
+        assert digest not in cyd.content._pins
+
+    in_town(main, tmp_path)
+
+
 def test_a_chain_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     async def main(town: Town) -> None:
         await everybody(town)
