@@ -200,7 +200,8 @@ class DevChain:
             self._watchers.pop(ext_hash, None)
 
     def new_block(self, *, now_ms: int | None = None, set_storage: Mapping[bytes, bytes | None] | None = None) -> Block:
-        """Make a block of what waits. Its time is `now_ms`, or one slot (6 s) after the parent's when None.
+        """Make a block of what waits. Its time is `now_ms`; when None, one slot (6 s) after the parent's, or 1 ms
+        when the chain has a block time.
 
         The raw entries of `set_storage` (checked: `check_settable`) are written first, None removing one. Raises
         ChainError when the block cannot be stored; nothing has changed then.
@@ -321,7 +322,10 @@ class DevChain:
         return head
 
     def _next_ms(self, state: ReadState) -> int:
-        return int(NOW.value.decode_all(state.get(NOW.key()) or NOW.default_bytes)) + SLOT_MS
+        """The time of a block that nobody times: a slot after its parent, or, where a clock makes blocks too, just
+        after it, so that the chain's time does not run ahead of the clock's."""
+        step_ms = SLOT_MS if self.config.block_time_s is None else 1
+        return int(NOW.value.decode_all(state.get(NOW.key()) or NOW.default_bytes)) + step_ms
 
     def _announce(
         self, block: Block, *, taken: list[Extrinsic], refused: list[Extrinsic], gone: list[Extrinsic]

@@ -137,6 +137,8 @@ def booked(state: ReadState, item: str) -> Counter[str]:
 AMOUNTS: Final = (0, 1, 499, 500, 999, 1000, TENSOR, 100 * TENSOR, 250 * TENSOR, 2**100, 2**128 - 1)
 RATES: Final = (0, 1, 10**16, 10**17, 2 * 10**17, 5 * 10**17, 10**18, 10**18 + 1, 2**128 - 1)
 RATE_WORDS: Final = ("rate", "percentage", "weight", "factor", "threshold", "reputation")
+ENDS: Final = ("owner_deactivate_subnet", "owner_pause_subnet")
+"""Tried less often, or no subnet lives long."""
 SALT, WEIGHT = b"salt", 5 * 10**17
 
 
@@ -180,10 +182,16 @@ class Machine:
     def live(self, calls: int) -> None:
         """What happens in a block of `step`."""
         self.consensus()
+        self.overwatch()
         for _ in range(calls):
             call = self.rng.choice(self.calls)
+            if call.name in ENDS and self.likely():
+                continue
             args = self.arguments(call)
             self.submit(call.name, self.origin(call, args), args, tip=self.rng.choice((0, 0, 0, 1, 10**15)))
+        if self.rng.random() < 0.1:  # accounts end by this, too
+            call = self.rng.choice(self.runtime.pallets["Balances"].calls)
+            self.submit(call.name, self.rng.choice(self.hotkeys), self.arguments(call), pallet="Balances")
 
     def block(self, work: Callable[[], None]) -> None:
         """A block in which `work` submits; planck is counted before and after."""
@@ -322,6 +330,16 @@ class Machine:
                     attestor = self.get(n.SubnetNodeIdHotkey, subnet_id, node)
                     self.submit("attest", attestor, {"subnet_id": subnet_id, "attest_data": None})
 
+    def overwatch(self) -> None:
+        """Overwatchers commit to weights of all subnets at the start of their epoch and reveal them at its end."""
+        name = {1: "commit_overwatch_subnet_weights", self.length - 1: "reveal_overwatch_subnet_weights"}.get(
+            self.builder.number % self.length
+        )
+        for call in (each for each in CALLS if each.name == name):
+            for (node,) in self.keys_of(n.OverwatchNodes):
+                args = self.arguments(call) | {"overwatch_node_id": node}
+                self.submit(call.name, self.get(n.OverwatchNodeIdHotkey, node), args)
+
     # arguments
 
     def arguments(self, call: Call) -> dict[str, Any]:
@@ -329,24 +347,37 @@ class Machine:
         self.calling = call.name
         args = {name: self.draw(kind, name) for name, kind in call.args}
         subnet_id, node_id = args.get("subnet_id"), args.get("subnet_node_id")
-        if subnet_id is not None and node_id is not None and self.rng.random() < 0.9:
+        if subnet_id is not None and node_id is not None and self.likely():
             args["subnet_node_id"] = self.choose(self.nodes(subnet_id), node_id)
             hotkey = self.get(n.SubnetNodeIdHotkey, subnet_id, args["subnet_node_id"])
             if "hotkey" in args and hotkey is not None:
                 args["hotkey"] = hotkey
-        if "hotkey" in args and ("peer_info" in args or call.name.startswith("register")) and self.rng.random() < 0.9:
+        if {"hotkey", "stake_to_be_added"} <= args.keys() and call.name.startswith("register") and self.likely():
             used = {key for (key,) in self.keys_of(n.HotkeyOwner)}
             args["hotkey"] = self.choose([each for each in self.hotkeys if each not in used], args["hotkey"])
         if call.name == "remove_stake":
             hotkey, staked = self.choose(self.keys_of(n.AccountSubnetStake), (args["hotkey"], subnet_id))
             args |= {"hotkey": hotkey, "subnet_id": staked}
             args["stake_to_be_removed"] = self.part(self.get(n.AccountSubnetStake, hotkey, staked))
+        if call.name == "remove_overwatch_stake":
+            (args["hotkey"],) = self.choose(self.keys_of(n.AccountOverwatchStake), (args["hotkey"],))
+            args["stake_to_be_removed"] = self.part(self.get(n.AccountOverwatchStake, args["hotkey"]))
+        if "overwatch_node_id" in args and self.likely():
+            (args["overwatch_node_id"],) = self.choose(self.keys_of(n.OverwatchNodes), (1,))
+            hotkey = self.get(n.OverwatchNodeIdHotkey, args["overwatch_node_id"])
+            args |= {} if hotkey is None or "hotkey" not in args else {"hotkey": hotkey}
+        if call.name == "update_swap_queue":
+            args["id"] = self.choose(self.get(n.SwapQueueOrder), args["id"])
         return args
+
+    def likely(self) -> bool:
+        """Nine times in ten."""
+        return self.rng.random() < 0.9
 
     def origin(self, call: Call, args: dict[str, Any]) -> bytes:
         """Who may sign it, mostly; fits shares to what the signer has."""
         shares = next((name for name, _ in call.args if "shares" in name), None)
-        if shares is not None and self.rng.random() < 0.9:
+        if shares is not None and self.likely():
             return self.holder(shares, args)
         fitting: list[bytes] = []
         hotkey, subnet_id = args.get("hotkey", args.get("old_hotkey")), args.get("subnet_id")
@@ -355,14 +386,18 @@ class Machine:
         if subnet_id is not None and args.get("subnet_node_id") is not None:
             node_key = self.get(n.SubnetNodeIdHotkey, subnet_id, args["subnet_node_id"])
             fitting += [] if node_key is None else [self.get(n.HotkeyOwner, node_key)] * 3 + [node_key]
+            beneficiary = self.get(n.SubnetNodesData, subnet_id, args["subnet_node_id"])["delegate_account"]
+            fitting += [] if beneficiary is None else [beneficiary["account_id"]] * 2
         elif subnet_id is not None:
             owner, heir = self.get(n.SubnetOwner, subnet_id), self.get(n.PendingSubnetOwner, subnet_id)
             fitting += [owner] * 3 + [heir]
         if args.get("overwatch_node_id") is not None:
             node_key = self.get(n.OverwatchNodeIdHotkey, args["overwatch_node_id"])
             fitting += [] if node_key is None else [self.get(n.HotkeyOwner, node_key)] * 3 + [node_key]
+        waiting = self.get(n.SwapCallQueue, args["id"]) if "id" in args else None
+        fitting += [] if waiting is None else [content["account_id"] for content in waiting["call"].values()]
         known = [each for each in fitting if each in self.by_address]
-        return self.rng.choice(known) if known and self.rng.random() < 0.9 else self.rng.choice(self.coldkeys)
+        return self.rng.choice(known) if known and self.likely() else self.rng.choice(self.coldkeys)
 
     def holder(self, shares: str, args: dict[str, Any]) -> bytes:
         """Somebody who has shares, which the arguments then name."""
@@ -400,7 +435,7 @@ class Machine:
         if name == "reveals":
             return [{"subnet_id": each, "weight": WEIGHT, "salt": SALT} for each in self.subnets()]
         if name.endswith("subnet_id"):
-            return self.choose(self.subnets(), 1) if rng.random() < 0.9 else rng.choice((0, 1, 2**32 - 1))
+            return self.choose(self.subnets(), 1) if self.likely() else rng.choice((0, 1, 2**32 - 1))
         if kind.ident == s.opaque_peer_id.ident:
             return self.fresh_peer()
         match kind:
@@ -409,7 +444,10 @@ class Machine:
             case s.Boolean():
                 return rng.random() < 0.5
             case s.Newtype() if kind.ident == s.account_id.ident:
-                return rng.choice(self.hotkeys if "hotkey" in name else self.coldkeys)
+                if "hotkey" not in name:
+                    return rng.choice(self.coldkeys)
+                owned = [key for (key,) in self.keys_of(n.HotkeyOwner)]
+                return rng.choice(self.hotkeys if "new" in name or rng.random() < 0.3 or not owned else owned)
             case s.Newtype():
                 return self.draw(kind.inner, name)
             case s.OptionOf():
@@ -417,13 +455,14 @@ class Machine:
             case s.Bytes():
                 if name == "multiaddr":
                     return BOOTNODE_ADDRESS[:7] + bytes(rng.choices(range(1, 9)))
-                return rng.choice((b"", b"text", b"%d" % rng.randrange(10**6), rng.randbytes(40)))
+                texts = (b"text", b"%d" % rng.randrange(10**6), rng.randbytes(40))
+                return rng.choice(texts) if self.likely() else b""
             case s.ArrayU8():
                 return rng.randbytes(kind.length)
             case s.Text():
                 return rng.choice(("", "text"))
             case s.BTreeMap() if name in ("bootnodes", "add"):
-                return {BOOTNODE: BOOTNODE_ADDRESS} if rng.random() < 0.9 else {}
+                return {BOOTNODE: BOOTNODE_ADDRESS} if self.likely() else {}
             case s.BTreeMap() if "coldkey" in name:
                 return dict.fromkeys(self.coldkeys[: rng.choice((2, 3, 5, 6))], rng.choice((1, 2, 5)))
             case s.BTreeMap():
@@ -436,7 +475,7 @@ class Machine:
                 return tuple(self.draw(each, name) for each in kind.inner)
             case s.Struct():
                 value = {field: self.draw(each, field) for field, each in kind.fields.items()}
-                if {"min_stake", "max_stake"} <= value.keys() and rng.random() < 0.9:
+                if {"min_stake", "max_stake"} <= value.keys() and self.likely():
                     value |= {"min_stake": 100 * TENSOR, "max_stake": 1000 * TENSOR}
                     value["delegate_stake_percentage"] = 10**17
                 return value
@@ -450,7 +489,7 @@ class Machine:
 
     def draw_number(self, kind: s.Integer, name: str) -> int:
         rng, most = self.rng, 2 ** (8 * kind.size - kind.signed) - 1
-        if name.startswith("max_") and rng.random() < 0.9:
+        if name.startswith("max_") and self.likely():
             value = 2**100
         elif name.endswith("node_id") or name == "id":
             value = rng.choice((0, 1, 1, 2, 3, 4, 5, 6, 2**32 - 1))

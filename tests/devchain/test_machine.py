@@ -27,13 +27,13 @@ def live(seed: int, *, epochs: int, calls: int, names: set[str] | None = None) -
 def test_any_calls() -> None:
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
-    for seed in range(3):
-        machine = live(seed, epochs=24, calls=6)
+    for seed in range(4):
+        machine = live(seed, epochs=30, calls=6)
         done += machine.done
         failed += Counter(name for name, _ in machine.failed.elements())
     tried = {call.name for call in CALLS}
-    assert set(done) | set(failed) == tried
-    assert len(done) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
+    assert set(done) | set(failed) >= tried
+    assert len(tried & set(done)) > 0.8 * len(tried), f"never succeeded: {sorted(tried - set(done))}"
     assert done.total() > 0.4 * failed.total()
 
 

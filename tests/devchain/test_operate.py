@@ -518,7 +518,7 @@ def test_a_full_disk_is_said_and_takes_nothing_back(tmp_path: Path) -> None:
 
 # --- kills ------------------------------------------------------------------------------------------------------------
 
-Deadly = Callable[[DevChain], None]
+Deadly = Callable[[DevChain], object]
 
 
 def at_statement(words: str) -> Deadly:
@@ -552,7 +552,7 @@ def after_the_commit(chain: DevChain) -> None:
     chain.state.apply = lambda changes: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
 
 
-def _live_and_die(folder: str, arm: Deadly, blocks: int, told: Any) -> None:
+def _live_and_die(folder: str, arm: Deadly, blocks: int, last: Deadly, told: Any) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     chain = DevChain(DevChainConfig(fund=FUND, data_dir=Path(folder), history_blocks=16))
     while chain.best.number < blocks:
@@ -561,15 +561,20 @@ def _live_and_die(folder: str, arm: Deadly, blocks: int, told: Any) -> None:
     chain.submit(transfer(chain))
     told.send((chain.best.number, chain.best.hash, chain.state.get(system.ACCOUNT.key(BOB.address))))
     arm(chain)
-    chain.new_block()
+    last(chain)
     told.send("it lives")
 
 
-def killed(folder: Path, arm: Deadly, *, blocks: int) -> tuple[int, bytes, bytes]:
-    """What a process said of its best block before it was killed while it made the next."""
+def one_more(chain: DevChain) -> None:
+    """The last thing a process does: make a block."""
+    chain.new_block()
+
+
+def killed(folder: Path, arm: Deadly, *, blocks: int, last: Deadly = one_more) -> tuple[int, bytes, bytes]:
+    """What a process said of its best block before it was killed while it did the last thing."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_live_and_die, args=(str(folder), arm, blocks, theirs))
+    child = context.Process(target=_live_and_die, args=(str(folder), arm, blocks, last, theirs))
     child.start()
     theirs.close()
     assert ours.poll(60)
@@ -615,6 +620,19 @@ def test_a_kill_loses_at_most_the_block_in_progress(tmp_path: Path, arm: Deadly,
     chain.submit(transfer(chain))
     chain.new_block()
     assert chain.nonce(ALICE.address) == number + extra + 1
+    chain.close()
+
+
+@pytest.mark.parametrize("words", ["DELETE FROM blocks", "INSERT INTO blocks", "INSERT INTO state", "COMMIT"])
+def test_a_kill_while_a_snapshot_is_restored_leaves_the_chain_as_it_was(tmp_path: Path, words: str) -> None:
+    other = DevChain(DevChainConfig(fund=FUND))
+    other.new_block()
+    raw = other.snapshot()
+    number, block_hash, _ = killed(tmp_path, at_statement(words), blocks=3, last=lambda chain: chain.restore(raw))
+    chain = DevChain(DevChainConfig(fund=FUND, data_dir=tmp_path))
+    assert (chain.best.number, chain.best.hash) == (number, block_hash)
+    assert replayed(chain) == block_hash
+    assert chain.restore(raw).hash == other.best.hash
     chain.close()
 
 

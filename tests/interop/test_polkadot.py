@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from mesh.devchain.pallets.network import storage
 from mesh.devchain.pallets.transaction_payment import BASE_FEE_PLANCK
 from tests.devchain.serving import ALICE, BOB, START, running
 from tests.devchain.test_runtime import planck_adds_up
@@ -32,6 +33,7 @@ async def test_a_whole_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("no Node.js, or its packages are not installed: make test-npm installs them")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     async with running(block_time_s=BLOCK_TIME_S, dev_rpc=False) as (chain, url):
+        chain.set_storage({storage.MinSubnetNodes.key(): b"\x04\x00\x00\x00"})
         with trio.fail_after(90):
             done = await trio.run_process(
                 ["node", "scenario.mjs", url, ALICE.key.secret.hex(), BOB.hex],
@@ -67,12 +69,13 @@ async def test_a_whole_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert seen["block"]["methods"] == ["timestamp.set", "balances.transferKeepAlive"]
     assert seen["block"]["era"] == 64
     assert seen["block"]["signer"].lower() == ALICE.hex
+    assert seen["set"] == {"methods": ["timestamp.set", "system.setStorage"], "value": "0x04000000"}
     assert seen["past"] == {"before": str(START + 1000), "now": str(START + 2000)}
     assert seen["failure"]["error"] == "InvalidSubnetId"
     assert seen["failure"]["events"][-1] == "system.ExtrinsicFailed"
     assert {ALICE.hex, BOB.hex} <= {account.lower() for account in seen["maps"]["accounts"]}
     assert seen["maps"]["causes"] == ["fee"]
-    assert seen["maps"]["several"] == [str(START + 2000), "3"]
+    assert seen["maps"]["several"] == [str(START + 2000), "4"]
     assert seen["refused"]["code"] == 1010
     assert "bad signature" in seen["refused"]["message"]
     assert seen["batch"] == {"errors": [None, None, None], "nonce": 3}

@@ -66,6 +66,12 @@ tell("block", {
   era: included.era.isMortalEra ? included.era.asMortalEra.period.toNumber() : 0,
   signer: included.signer.toString(),
 });
+// What the chain's author set by hand, in block 1.
+const set = (await api.rpc.chain.getBlock(await api.rpc.chain.getBlockHash(1))).block.extrinsics;
+tell("set", {
+  methods: set.map(({ method }) => `${method.section}.${method.method}`),
+  value: set[1].args[0][0][1].toHex(),
+});
 const before = await api.at(block.block.header.parentHash);
 tell("past", { before: await free(recipient, before), now: await free(recipient) });
 
