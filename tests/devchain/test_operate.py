@@ -25,6 +25,7 @@ from mesh.devchain.genesis import GenesisFile, read_genesis
 from mesh.devchain.overlay import MemoryState, moved_root, root_of
 from mesh.devchain.pallets import balances, books, system
 from mesh.devchain.pallets.network import storage
+from mesh.devchain.pallets.timestamp import NOW
 from mesh.devchain.plain import from_plain
 from mesh.devchain.runtime import Block, Runtime
 from mesh.devchain.store import HistoryDiscarded
@@ -403,6 +404,16 @@ def test_a_snapshot_is_checked_before_anything_changes(chain: DevChain) -> None:
     assert chain.best.number == 1
 
 
+def test_a_snapshot_after_which_no_block_could_come_is_refused(chain: DevChain) -> None:
+    value = snapshot._body.decode_all(snapshot.check_digest(chain.snapshot()))
+    state = {**dict(value["state"]), NOW.key(): b"\xff" * 8}
+    header = {**value["blocks"][0]["header"], "number": 5, "state_root": root_of(state.items())}
+    blocks = [{"header": header, "extrinsics": []}]
+    with pytest.raises(ConfigError, match="could not make block 6"):
+        chain.restore(sealed(snapshot._body.encode({**value, "blocks": blocks, "state": sorted(state.items())})))
+    assert chain.new_block().number == 1
+
+
 def test_a_state_too_large_for_a_snapshot_is_said(chain: DevChain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "MAX_SNAPSHOT_BYTES", 500)
     with pytest.raises(ConfigError, match="copy its data directory"):
@@ -417,7 +428,7 @@ def test_a_snapshot_has_no_more_blocks_than_fit(chain: DevChain, monkeypatch: py
     assert [block.number for block in few.blocks] == [6, 7, 8, 9]
     monkeypatch.setattr(snapshot, "MAX_BLOCKS_BYTES", 0)
     one = snapshot.read(chain.snapshot(), genesis_hash=chain.genesis_hash, runtime=chain.runtime)
-    assert [block.number for block in one.blocks] == [9]
+    assert [block.number for block in one.blocks] == [8, 9]  # clients ask about the parent
 
 
 @settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
