@@ -20,9 +20,9 @@ from mesh.chain import session
 from mesh.chain.config import ChainConfig
 from mesh.chain.dialect import PALLET
 from mesh.chain.heads import follow_heads
-from mesh.chain.link import Disconnected, Link
+from mesh.chain.link import Link
 from mesh.chain.local import is_local_chain
-from mesh.chain.session import Session
+from mesh.chain.session import Disconnected, Session
 from mesh.chain.subscription import ask_once
 from mesh.chain.types import BlockRef
 from mesh.errors import ChainError, ChainUnavailable, WrongChain

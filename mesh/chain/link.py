@@ -14,15 +14,11 @@ from typing import Any, Final
 
 import websocket
 
-from mesh.chain.session import RpcRefused
+from mesh.chain.session import Disconnected, RpcRefused
 from mesh.errors import ChainError, WrongChain
 
 MAX_STRAY_MESSAGES: Final = 64
 """Messages that answer another request, or none, while one answer is waited for."""
-
-
-class Disconnected(ChainError):
-    """The connection ended under a call; the call may be made again on the next one."""
 
 
 class _TooLarge(Exception):

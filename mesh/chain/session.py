@@ -57,6 +57,10 @@ _NO_SUCH_BLOCK: Final = re.compile(r"discarded|unknown ?block|header was not fou
 Rpc = Callable[[str, Sequence[object]], object]
 
 
+class Disconnected(ChainError):
+    """The connection ended under a call; the call may be made again on the next one."""
+
+
 class RpcRefused(ChainError):
     """The node answered a JSON-RPC error."""
 
@@ -575,10 +579,10 @@ def _bytes_of(answer: object) -> bytes:
 
 
 def _understood(session: Session, source: Source, api: _Api, read: Callable[[], T]) -> T | None:
-    """`read()`; None, and the source is not asked again, where it raises a ChainError other than BlockUnavailable."""
+    """`read()`; None, and the source is not asked again, where that is the source's fault."""
     try:
         return read()
-    except BlockUnavailable:
+    except (BlockUnavailable, Disconnected):
         raise
     except RpcRefused as error:
         log.debug("%s: %s", api.function, error)

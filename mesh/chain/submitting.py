@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ import trio
 from mesh.chain import runtime, session
 from mesh.chain.connection import Connection
 from mesh.chain.journal import Delivery, Entry, Fate, Journal
+from mesh.chain.metadata import Metadata
 from mesh.chain.runtime import Era, SigningContext
 from mesh.chain.session import METHOD_NOT_FOUND, Found, RpcRefused, Session
 from mesh.chain.subscription import subscribe
@@ -126,10 +128,18 @@ class Submitter:
 
     async def submit(self, intent: Intent, signer: AccountKey) -> Receipt:
         """Raises what Chain.submit raises, but CallRefused."""
-        account = signer.account_id
-        state = self._accounts.setdefault(account, _Account())
-        entry: Entry | None = None
-        watch = _Watch()
+        state = self._accounts.setdefault(signer.account_id, _Account())
+        digest, outcome = await self._once(intent, signer, state)
+        state.told.add(digest)  # nothing is awaited from here on: who is cancelled was not told
+        if isinstance(outcome, ExtrinsicFailed):
+            raise outcome
+        return outcome
+
+    async def _once(
+        self, intent: Intent, signer: AccountKey, state: _Account
+    ) -> tuple[bytes, Receipt | ExtrinsicFailed]:
+        """The extrinsic that did it, and what became of it in its block."""
+        account, entry, watch = signer.account_id, None, _Watch()
         with trio.move_on_after(self._config.submit_timeout_s):
             async with self._journal_of(account, state) as journal:
                 async with state.lock:
@@ -137,16 +147,16 @@ class Submitter:
                     pending = [e for e in journal.pending if e.extrinsic_hash not in state.live]
                     entry = next((e for e in pending if e.purpose == intent.purpose), None)
                     if entry is None:
-                        told, entry = await self._unheard(intent, journal, state)
-                        if told is not None:
-                            return told
+                        entry = await self._unheard(intent, journal, state)
                     if entry is None:
                         entry = await self._sign(intent, signer, journal, state)
                     else:
                         watch.attempts = 1  # an earlier run may have sent it
                     state.live.add(entry.extrinsic_hash)
                 try:
-                    return await self._follow(entry, watch, journal, state)
+                    return entry.extrinsic_hash, await self._follow(entry, watch, journal, state)
+                except ExtrinsicFailed as error:
+                    return entry.extrinsic_hash, error
                 finally:
                     state.live.discard(entry.extrinsic_hash)
         if entry is None:
@@ -172,7 +182,10 @@ class Submitter:
                     continue
                 try:
                     async with self._journal_of(account, state) as journal:
-                        await trio.to_thread.run_sync(_deliver, journal, tuple(state.told))
+                        best = self._connection.best
+                        head = 0 if best is None else best.number
+                        fresh = [d.entry.extrinsic_hash for d in journal.done if d.entry.era_end > head]
+                        await trio.to_thread.run_sync(_deliver, journal, tuple(state.told.intersection(fresh)))
                     state.told.clear()
                 except ChainError as error:
                     log.warning("the journal of 0x%s is not closed in order: %s", account.hex(), error)
@@ -206,31 +219,25 @@ class Submitter:
                 state.journal = None
                 journal.release()
 
-    async def _unheard(self, intent: Intent, journal: Journal, state: _Account) -> tuple[Receipt | None, Entry | None]:
-        """What became of the same call that its caller may not have heard of: its receipt; or, when the block that had
-        it was retracted, the entry, open again. Raises ExtrinsicFailed as its caller would have heard it."""
+    async def _unheard(self, intent: Intent, journal: Journal, state: _Account) -> Entry | None:
+        """An inclusion of the same call that its caller may not have heard of, open again: it is looked for anew, as
+        the block that had it may be retracted."""
         if not journal.unheard(intent.purpose, head=0):
-            return None, None
+            return None
         head = (await self._connection.ask(session.head)).number
         for done in journal.unheard(intent.purpose, head=head):
-            entry = done.entry
-            if entry.extrinsic_hash in state.told:  # we told it: this is the next intent
-                await trio.to_thread.run_sync(_deliver, journal, (entry.extrinsic_hash,))
-                state.told.discard(entry.extrinsic_hash)
-                continue
-            fate = await self._look(entry)
-            if fate.found.block is not None:
-                log.info("%s of 0x%s was already in block %d", intent.call, entry.account.hex(), done.block)
-                state.told.add(entry.extrinsic_hash)
-                return await self._receipt(entry, fate.found.block, fate.found.index), None
-            if fate.dead is None:
-                await trio.to_thread.run_sync(journal.open, entry)
-                return None, entry
-            await self._close(journal, entry, Fate.DEAD, Delivery.DELIVERED)
-        return None, None
+            digest = done.entry.extrinsic_hash
+            if digest not in state.told:
+                log.info("%s of 0x%s was in block %d", intent.call, done.entry.account.hex(), done.block)
+                await trio.to_thread.run_sync(journal.open, done.entry)
+                return done.entry
+            await trio.to_thread.run_sync(_deliver, journal, (digest,))  # we told it: this is the next intent
+            state.told.discard(digest)
+        return None
 
     async def _settle(self, journal: Journal, state: _Account) -> None:
         """Give every entry nobody waits for its fate, or send its identical bytes again."""
+        state.told.intersection_update(done.entry.extrinsic_hash for done in journal.done)
         for entry in journal.pending:
             if entry.extrinsic_hash in state.live:
                 continue
@@ -268,25 +275,32 @@ class Submitter:
     # --- signing ------------------------------------------------------------------------------------------------
 
     async def _sign(self, intent: Intent, signer: AccountKey, journal: Journal, state: _Account) -> Entry:
-        """Sign and write to the journal, in one piece of the worker thread."""
+        """Sign and write to the journal, in one piece."""
         taken = [e.nonce + 1 for e in journal.pending if e.extrinsic_hash in state.pooled | state.live]
 
-        def job(s: Session) -> Entry:
+        def ask(s: Session) -> tuple[Metadata, SigningContext, Era]:
             session.refresh_runtime(s)
             best, final = session.head(s), session.finalized(s)
             era = era_for(best, final, period=self._config.era_blocks, until=intent.until)
             birth = final if era.birth == final.number else best
             nonce = max([session.next_nonce(s, signer.account_id), *taken])
-            context = SigningContext(s.version, s.genesis, birth.hash, nonce, era)
-            payload = runtime.signing_payload(s.metadata, intent.raw, context)
+            return s.metadata, SigningContext(s.version, s.genesis, birth.hash, nonce, era), era
+
+        metadata, context, era = await self._connection.ask(ask)
+
+        def sign() -> Entry:
             extrinsic = runtime.build_extrinsic(
-                s.metadata, intent.raw, context, account=signer.account_id, signature=signer.sign(payload)
+                metadata,
+                intent.raw,
+                context,
+                account=signer.account_id,
+                signature=signer.sign(runtime.signing_payload(metadata, intent.raw, context)),
             )
             entry = Entry(
-                nonce=nonce,
+                nonce=context.nonce,
                 extrinsic=extrinsic,
                 extrinsic_hash=runtime.blake2(extrinsic),
-                era_birth=birth.number,
+                era_birth=era.birth,
                 era_end=era.end,
                 account=signer.account_id,
                 call=intent.call,
@@ -295,7 +309,8 @@ class Submitter:
             journal.open(entry)
             return entry
 
-        return await self._connection.ask(job)
+        # in a thread that is waited for whatever happens: the journal is ours only as long as we are here
+        return await trio.to_thread.run_sync(sign)
 
     # --- sending ------------------------------------------------------------------------------------------------
 
@@ -382,7 +397,7 @@ class Submitter:
             try:
                 fate = await self._look(entry)
                 if fate.found.block is not None:
-                    return await self._finish(entry, fate.found, journal, state)
+                    return await self._finish(entry, fate.found, journal)
             except (ExtrinsicFailed, ExtrinsicInvalid):
                 raise
             except ChainError as error:  # it waits for better answers as long as it may
@@ -427,20 +442,17 @@ class Submitter:
 
         return await self._connection.ask(job)
 
-    async def _finish(self, entry: Entry, found: Found, journal: Journal, state: _Account) -> Receipt:
+    async def _finish(self, entry: Entry, found: Found, journal: Journal) -> Receipt:
         assert found.block is not None
-        number = found.block.number
-
-        async def tell() -> None:
-            await self._close(journal, entry, Fate.INCLUDED, Delivery.WAITING, number, teller=os.getpid())
-            state.told.add(entry.extrinsic_hash)
-
+        close = partial(
+            self._close, journal, entry, Fate.INCLUDED, Delivery.WAITING, found.block.number, teller=os.getpid()
+        )
         try:
             receipt = await self._receipt(entry, found.block, found.index)
         except ExtrinsicFailed:
-            await tell()
+            await close()
             raise
-        await tell()
+        await close()
         return receipt
 
     async def _receipt(self, entry: Entry, block: BlockRef, index: int) -> Receipt:

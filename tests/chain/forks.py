@@ -50,7 +50,7 @@ STEPS = (
     "its block is final",
 )
 """All there is between signing and finality."""
-SETTLING_STEPS = ("about to send again", "sent again", *STEPS[6:])
+SETTLING_STEPS = ("about to send again", "sent again", *STEPS[7:])
 """What a second life goes through, when what the first one left is in no block."""
 
 

@@ -141,6 +141,11 @@ async def back(url: str, method: str, params: Sequence[Any]) -> object:
         return reply["result"]
 
 
+def refuse(*_: object) -> object:
+    """An answer for Relay.instead: there is no such method."""
+    raise RpcRefused("", session.METHOD_NOT_FOUND, "Method not found")
+
+
 class Relay:
     """A node over a dev chain in this process: answers at once, can be told to answer otherwise, remembers requests."""
 

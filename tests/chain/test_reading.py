@@ -13,13 +13,13 @@ import trio
 
 from mesh.chain import info
 from mesh.chain.codec import compact
-from mesh.chain.session import METHOD_NOT_FOUND, RpcRefused
+from mesh.chain.session import RpcRefused
 from mesh.chain.substrate import SubstrateChain
 from mesh.chain.types import BlockRef, Snapshot, SubnetInfo
 from mesh.devchain.chain import DevChain
 from mesh.devchain.server import header_json
 from mesh.errors import BlockUnavailable, ChainError
-from tests.chain.nodes import Raw, Relay, client, serve
+from tests.chain.nodes import Raw, Relay, client, refuse, serve
 from tests.chain.subnet import SUBNET, config, populate
 from tests.contract.test_chain import BOOTNODE, COLDKEYS, HOTKEYS, OWNER, PEERS, STAKE
 
@@ -39,10 +39,6 @@ async def reading(tmp_path: Path, **changes: Any) -> AsyncIterator[tuple[Relay, 
             yield relay, chain
         nursery.cancel_scope.cancel()
     dev.close()
-
-
-def refuse(*_: object) -> object:
-    raise RpcRefused("", METHOD_NOT_FOUND, "Method not found")
 
 
 def state_call(relay: Relay, change: Any) -> None:

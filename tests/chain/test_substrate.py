@@ -334,6 +334,30 @@ async def test_the_same_call_again_is_a_new_intent_unless_the_process_died_in_be
         nursery.cancel_scope.cancel()
 
 
+async def test_who_is_cancelled_when_it_was_about_to_hear_hears_it_the_next_time(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        node = Node(nursery)
+        await node.start()
+        nursery.start_soon(seal, node.dev)
+        chain = client(tmp_path, node.url)
+        await nursery.start(chain.run)
+        closing = chain._submitter._close
+        with trio.CancelScope() as scope:
+
+            async def close(*args: Any, **named: Any) -> None:
+                await closing(*args, **named)
+                scope.cancel()
+
+            chain._submitter._close = close  # type: ignore[method-assign]
+            await chain.submit("System.remark", REMARK, OWN)
+        assert scope.cancelled_caught
+        await chain.submit("System.remark", REMARK, OWN)
+        assert node.dev.nonce(OWN.account_id) == 1
+        await chain.submit("System.remark", REMARK, OWN)
+        assert node.dev.nonce(OWN.account_id) == 2
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_entry_whose_era_ended_unused_is_dead_and_the_call_is_made_anew(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         node = Node(nursery)

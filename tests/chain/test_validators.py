@@ -19,7 +19,7 @@ from mesh.errors import CallRefused, ExtrinsicFailed
 from mesh.identity import AccountKey, PeerKey
 from mesh.peer import PeerInfo
 from tests.chain import validators
-from tests.chain.nodes import Relay, client, serve
+from tests.chain.nodes import Relay, client, refuse, serve
 
 TENSOR = 10**18
 SUBNET = validators.SUBNET
@@ -84,6 +84,7 @@ async def later_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     monkeypatch.setattr("mesh.devchain.chain.Runtime", validators.runtime)
     dev = DevChain(DevChainConfig(fund=FUND))
     relay = Relay(dev)
+    relay.instead.update(dict.fromkeys(("network_getSubnetInfo", "network_getSubnetNodesInfo"), refuse))
     async with trio.open_nursery() as nursery:
         chain = client(tmp_path, await serve(nursery, relay.answer), poll_interval_s=0.02)
         await nursery.start(chain.run)
@@ -177,7 +178,7 @@ async def test_a_chain_without_a_network_pallet_is_another_chain(
     from mesh.devchain.runtime import Runtime
     from mesh.errors import WrongChain
 
-    def bare(*, epoch_length: int) -> Runtime:
+    def bare(*, epoch_length: int, **_: object) -> Runtime:
         made = validators.runtime(epoch_length=epoch_length)
         return Runtime(epoch_length=epoch_length, pallets=[p for p in made.pallets.values() if p.name != "Network"])
 

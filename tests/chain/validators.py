@@ -225,7 +225,7 @@ def _entry(ctx: Context) -> dict[str, Any]:
     return {"block": ctx.block, "attestor_progress": 0, "reward_factor": 0, "data": None}
 
 
-def runtime(*, epoch_length: int) -> Runtime:
+def runtime(*, epoch_length: int, **_: object) -> Runtime:
     """A runtime with it, in the place of mesh.devchain.chain.Runtime."""
     ledger = balances.BooksLedger(epoch_length)
     own = (
