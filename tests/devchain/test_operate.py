@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mesh.devchain import scale as s
-from mesh.devchain import snapshot
+from mesh.devchain import snapshot, store
 from mesh.devchain.chain import DevChain, DevChainConfig
 from mesh.devchain.extrinsic import blake2_256
 from mesh.devchain.genesis import GenesisFile, read_genesis
@@ -470,6 +470,19 @@ def overwrite(path: Path) -> None:
     path.write_bytes(raw)
 
 
+def test_a_database_that_another_program_holds_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOCKED_TIMEOUT_S", 0.0)
+    config = a_chain_on_disk(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "chain.sqlite3")) as db:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match=r"cannot be used \(database is locked\)"):
+            DevChain(config)
+    DevChain(config).close()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -515,7 +528,7 @@ def test_a_full_disk_is_said_and_takes_nothing_back(tmp_path: Path) -> None:
     pages = chain.store._db.execute("PRAGMA page_count").fetchone()[0]
     chain.store._db.execute(f"PRAGMA max_page_count = {pages}")
     best, state = chain.best.hash, dict(chain.state.items())
-    with pytest.raises(ChainError, match=r"cannot be written .*make room"):
+    with pytest.raises(ChainError, match=r"cannot be written .*has room"):
         for _ in range(100):
             chain.submit(ALICE.sign(chain, "System", "remark", remark=bytes(5000)))
             chain.new_block()
