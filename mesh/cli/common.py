@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
 
 
+MAX_SENTENCE_BYTES = 4096
+"""Of an error as it is printed."""
+
+
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
     """Run a command: usage errors exit 2, MeshErrors print one sentence and exit 1, `--debug` shows the traceback."""
     die_with_parent()
@@ -57,7 +61,8 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
         cause = single_cause(error)
         if debug or not isinstance(cause, MeshError | ValidationError | ModuleNotFoundError):
             raise
-        print(f"error: {sentence(cause)}", file=sys.stderr)
+        # nodes and peers have a say in it: names out of metadata, an RPC error's message
+        print(f"error: {printable(sentence(cause), MAX_SENTENCE_BYTES)}", file=sys.stderr)
         sys.exit(1)
 
 
