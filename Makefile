@@ -8,11 +8,11 @@ BENCH_ARGS ?=
 PEERS ?= hivemind,hivemind-raw,py-libp2p,mesh,mesh-libp2p
 
 .DEFAULT_GOAL := help
-.PHONY: help needs install demo test check test-slow test-gpu test-npm bench bench-peers bench-dht-peers bench-dht-scenarios freeze clean
+.PHONY: help needs install demo test check test-slow test-gpu test-npm bench bench-peers bench-dht-peers bench-dht-scenarios bench-consensus freeze clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install | check | test-slow | test-gpu | test-npm | bench | bench-peers | bench-dht-peers | bench-dht-scenarios | freeze | clean"
+	@echo "make install | check | test-slow | test-gpu | test-npm | bench | bench-peers | bench-dht-peers | bench-dht-scenarios | bench-consensus | freeze | clean"
 
 # libp2p 0.8.1 pins fastecdsa, which has no wheel: it is compiled, and needs headers.
 needs:
@@ -62,7 +62,7 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu --timeout 600
 
 bench: install
-	@for script in $(filter-out benchmarks/rpc_vs_peers.py benchmarks/dht_vs_peers.py benchmarks/dht_scenarios.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/rpc_vs_peers.py benchmarks/dht_vs_peers.py benchmarks/dht_scenarios.py benchmarks/consensus_sim.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 #: Installs other projects, in environments of their own: no part of bench.
 bench-peers: install
@@ -74,6 +74,10 @@ bench-dht-peers: install
 #: What the DHT survives, in full: ten minutes of CPU.
 bench-dht-scenarios: install
 	$(BIN)/python benchmarks/dht_scenarios.py $(BENCH_ARGS)
+
+#: Consensus against outlaws, many seeds: minutes of CPU.
+bench-consensus: install
+	$(BIN)/python benchmarks/consensus_sim.py $(BENCH_ARGS)
 
 freeze: install
 	@(echo "# What make and CI install, pinned. Regenerate: make freeze"; \

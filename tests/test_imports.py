@@ -16,7 +16,7 @@ PURE = ("mesh/protobuf.py", "mesh/keystore.py", "mesh/gossip/wire.py", "mesh/gos
         "mesh/net/offer.py",
         "mesh/chain/info.py", "mesh/chain/calls.py", "mesh/chain/checks.py",
         "mesh/chain/dialect.py", "mesh/chain/metadata.py", "mesh/chain/runtime.py", "mesh/consensus/round.py",
-        "mesh/consensus/quorum.py", "mesh/consensus/replay.py",
+        "mesh/consensus/quorum.py", "mesh/consensus/replay.py", "mesh/consensus/refusing.py",
         "mesh/consensus/during.py", "mesh/consensus/wire.py", "mesh/consensus/storing.py", "mesh/consensus/context.py",
         "mesh/consensus/inventories.py", "mesh/consensus/judging.py", "mesh/consensus/evidence.py",
         "mesh/content/merkle.py", "mesh/content/schedule.py", "mesh/content/penalty.py",

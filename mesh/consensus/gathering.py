@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import trio
 from pydantic import BaseModel
@@ -123,8 +124,9 @@ class Gatherer:
             if number % self._parts.config.checks_per_turn == 0:
                 await trio.lowlevel.checkpoint()
             if digest in held:
-                check_record(held[digest], found.ctx)
-                usable[digest] = held[digest]
+                with suppress(ConsensusError):  # then whoever names it is left out
+                    check_record(held[digest], found.ctx)
+                    usable[digest] = held[digest]
         return usable
 
     async def _ask_records(self, found: Round, missing: set[bytes]) -> None:

@@ -143,6 +143,11 @@ class ConsensusLoop:
             if found.judgement is not None
         }
 
+    def proofs(self, epoch: int) -> Mapping[PeerID, tuple[Record, Record]]:
+        """By owner, the two inventories that prove that it signed two for this epoch, as far as this node saw both."""
+        found = self._rounds.known.get(epoch)
+        return found.book.proofs() if found else {}
+
     # -- what others may ask (service.Holdings) --
 
     def inventories_of(self, epoch: int, owners: Iterable[PeerID]) -> Iterable[Record]:

@@ -17,6 +17,7 @@ import enum
 import logging
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from mesh.auth.authorizer import Everyone
 from mesh.chain.epochs import Epochs
 from mesh.chain.types import ONE, Score, Submission, SubnetNode, first_block
+from mesh.chain.windows import Windows
 from mesh.clock import SimClock
 from mesh.consensus.loop import ConsensusConfig, ConsensusLoop, inventory_rule, refusal_rule
 from mesh.consensus.round import Decision, Judgement
@@ -198,6 +200,8 @@ class Loss(enum.Enum):
 
     NOTHING = enum.auto()
     RECORDS = enum.auto()
+    DISK = enum.auto()
+    """Records, blobs, and the inventory it wrote down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,8 @@ class Scenario:
     """Who is elected in epoch 1, 2, …: for the work of epoch 0, 1, …"""
     outages: tuple[Outage, ...] = ()
     restarts: tuple[Restart, ...] = ()
+    length: int = 20
+    """Blocks of an epoch."""
     start: int = 0
     """Block of epoch 0 at which the nodes are started. What happens before is cheap, and little."""
     delay_s: float = 1.0
@@ -311,6 +317,8 @@ class Epoch:
     """Of honest nodes, by node id: the blob's digest and what they decided."""
     seen_by_all: Mapping[int, int]
     """By node id: how many of its places every honest node that was well held before the inventories."""
+    equivocators: frozenset[int]
+    """Node ids of which some honest node has two inventories."""
     before: Mapping[int, SubnetNode]
     after: Mapping[int, SubnetNode]
     """Nodes in the block before the settlement, and in its block."""
@@ -408,6 +416,7 @@ class Found:
                 judgement = epoch.judgements[node_id][1]
                 if judgement.decision is not Decision.ATTEST:
                     found.append(f"honest node {node_id} attested what it judged {judgement}")
+        found += [f"honest node {n} signed two inventories" for n in epoch.equivocators if n in self._honest()]
         outlaw = self.scenario.outlaws.get(epoch.proposer)
         if outlaw is not None and outlaw.proposing.right is Right.REFUSED:
             found += [f"honest node {n} attested a lie" for n in self._honest() if n in attests]
@@ -489,7 +498,7 @@ class _Town:
         self.hotkeys = [AccountKey.from_private(self.rng.randbytes(32)) for _ in range(scenario.nodes)]
         self.coldkeys = [AccountKey.from_private(self.rng.randbytes(32)) for _ in range(scenario.nodes)]
         accounts = [key.account_id for key in (*self.hotkeys, *self.coldkeys)]
-        self.ledger = Ledger(seed=seed, fund=dict.fromkeys(accounts, FUNDS_PLANCK))
+        self.ledger = Ledger(seed=seed, epoch_length=scenario.length, fund=dict.fromkeys(accounts, FUNDS_PLANCK))
         self.ledger.rng = cast(Any, _Elections(scenario.proposers))
         self.subnet = TallySubnet()
         self.subnet_id = 0
@@ -517,10 +526,10 @@ class _Town:
             for restart in scenario.restarts:
                 nursery.start_soon(self._restart, restart, nursery)
             for work in range(works):
-                await self._until(work * 20 + 18)
+                await self._until(work * scenario.length + Windows.of(scenario.length).inventory - 1)
                 await trio.sleep(BLOCK_S / 2)
                 self.seen[work] = self._seen_by_all(work)
-            await self._until((works + 1) * 20)
+            await self._until((works + 1) * scenario.length)
             found = self._found_out()
             nursery.cancel_scope.cancel()
         return found
@@ -574,6 +583,8 @@ class _Town:
         await trio.sleep(self.rng.uniform(0.0, BLOCK_S))
         await member.stop()
         await self._until(restart.at + restart.blocks)
+        if restart.loss is Loss.DISK and member.directory.exists():
+            shutil.rmtree(member.directory)
         fresh = self.members[restart.node_id] = _Member(self, restart.node_id, old=member, loss=restart.loss)
         await nursery.start(fresh.run)
         fresh.act(nursery)
@@ -596,7 +607,7 @@ class _Town:
         subnet = self.ledger.subnets[self.subnet_id]
         epochs = []
         for work in range(len(self.scenario.proposers)):
-            settled = first_block(work + 2, slot=_FIRST_BLOCK, length=20)
+            settled = first_block(work + 2, slot=_FIRST_BLOCK, length=self.scenario.length)
             before, after = (
                 {node.node_id: node for node in self.ledger.block_number(number).subnets[self.subnet_id][1]}
                 for number in (settled - 1, settled)
@@ -613,12 +624,18 @@ class _Town:
                     submission=subnet.submissions.get(work + 1),
                     judgements=judgements,
                     seen_by_all=self.seen[work],
+                    equivocators=self._equivocators(work),
                     before=before,
                     after=after,
                 )
             )
         fetched = sum(desk.content.fetched_bytes for desk in self.office.desks.values())
         return Found(self.scenario, tuple(epochs), self.ledger, self.office.carried, fetched)
+
+    def _equivocators(self, work: int) -> frozenset[int]:
+        ids = {key.peer_id: number for number, key in enumerate(self.keys, start=1)}
+        loops = [member.loop for member in self.members.values() if member.loop is not None]
+        return frozenset(ids[owner] for loop in loops for owner in loop.proofs(work))
 
 
 class _Member:

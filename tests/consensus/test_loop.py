@@ -12,6 +12,7 @@ import trio
 
 from mesh.chain.types import Score
 from mesh.consensus import round as rules
+from mesh.consensus.refusing import Standing, check_refusal
 from mesh.kad.record import Record, sign_record
 from mesh.kad.validator import pack_value, unpack_value
 
@@ -322,6 +323,50 @@ def test_honest_nodes_do_not_attest_a_lie_and_say_why(name: str, tmp_path: Path)
         assert town.attests() == "dan"
         assert town.refusals() == dict.fromkeys(("ada", "bob", "cyd"), reason)
         assert not town.nodes["ada"].settled()
+        expected = Standing.OPEN if reason == "unavailable" else Standing.CONFIRMED
+        assert {await third_party(town, owner) for owner in ("ada", "bob", "cyd")} == {expected}
+
+    in_town(main, tmp_path)
+
+
+async def third_party(town: Town, owner: str, **changes: object) -> Standing:
+    """What somebody who only reads makes of a refusal, with the blobs that can be had."""
+    reader, submission = town.nodes["cyd"], town.submission()
+    assert submission is not None
+    (record,) = (r for r in reader.dht.local(rules.refusal_key(0)) if r.owner == KEYS[owner].peer_id)
+    refusal = unpack_value(rules.Refusal, record.value).model_copy(update=changes)
+    return check_refusal(
+        refusal,
+        await reader.context(),
+        args=submission.args,
+        proposed=submission.scores,
+        draw_hash=await reader.epochs.draw_hash(0),
+        score=reader.subnet.score,
+        blob=town.nodes["dan"].content.get_local(refusal.evidence) if refusal.evidence else None,
+        witness=town.nodes[owner].content.get_local(refusal.witness) if refusal.witness else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "standing"),
+    [
+        ("drops a record", {"reason": "unlisted"}, Standing.REFUTED),
+        ("drops a record", {"epoch": 1}, Standing.REFUTED),
+        ("drops a record", {"evidence": b"\x01" * 32}, Standing.REFUTED),
+        ("drops a record", {"reason": "unavailable"}, Standing.OPEN),
+        ("names another epoch", {"reason": "scores"}, Standing.REFUTED),
+        ("says it had too few inventories", {"witness": b""}, Standing.OPEN),
+        ("says it had too few inventories", {"reason": "scores"}, Standing.REFUTED),
+        ("scores without evidence", {"reason": "had-inventories"}, Standing.REFUTED),
+    ],
+)
+def test_a_refusal_that_names_another_fault_is_refuted(
+    name: str, changes: dict[str, object], standing: Standing, tmp_path: Path
+) -> None:
+    async def main(town: Town) -> None:
+        await lie(town, LIES[name][1])
+        await town.until(1, 6)
+        assert await third_party(town, "ada", **changes) is standing
 
     in_town(main, tmp_path)
 
@@ -719,6 +764,25 @@ def test_settled_epochs_are_told_again_after_a_restart(tmp_path: Path) -> None:
         await town.until(4, 10)
         told = [s.evidence.epoch for s in dan.settled()]
         assert told == [2, 3]  # 1, 2, 3 were told; the channel holds two and the oldest was dropped
+
+    in_town(main, tmp_path)
+
+
+def test_a_blob_is_kept_and_served_until_three_epochs_after_its_work_also_after_a_restart(tmp_path: Path) -> None:
+    async def main(town: Town) -> None:
+        await everybody(town)
+        await town.nodes["bob"].note("work")
+        await town.until(1, 14)
+        digest = args_of(town).evidence
+        await town.nodes["cyd"].stop()
+        await town.until(3, 2)
+        cyd = await town.add("cyd")
+        await town.until(3, 18)
+        assert digest in cyd.content._pins
+        (tmp_path / "dan" / "content" / digest.hex()).unlink()
+        assert await town.nodes["dan"].content.fetch(digest, max_bytes=10**6, peers=[cyd.peer])
+        await town.until(4, 2)
+        assert digest not in cyd.content._pins
 
     in_town(main, tmp_path)
 

@@ -41,7 +41,7 @@ from mesh.testing.adversaries.consensus import (
     WorksTwice,
 )
 from mesh.testing.chain import ABSENT, BASE_REWARD_PLANCK, EMISSION_PLANCK, LEFT_OUT, MIN_ATTESTATION
-from mesh.testing.consensus_sim import Carrier, Epoch, Found, Outage, Scenario, drawn, simulate_consensus
+from mesh.testing.consensus_sim import Carrier, Epoch, Found, Loss, Outage, Restart, Scenario, drawn, simulate_consensus
 
 
 def sound(scenario: Scenario, *, seed: int = 1, carrier: Carrier = Carrier.POST) -> Found:
@@ -71,6 +71,12 @@ def test_where_all_are_honest_all_attest_and_all_work_is_paid() -> None:
         assert sum(epoch.gained(n) for n in range(1, 8)) > BASE_REWARD_PLANCK + EMISSION_PLANCK - 7
         assert all(epoch.after[n].reputation == ONE for n in range(1, 8))
     assert found.fetched_bytes == 0  # everybody's draft came true
+
+
+def test_windows_grow_with_the_epoch() -> None:
+    epoch = only(sound(Scenario(length=50, proposers=(1,))))
+    assert epoch.ratio == ONE
+    assert scores(epoch) == {n: 1 + n % 3 for n in range(1, 8)}
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -211,6 +217,16 @@ def test_where_nobody_heard_the_epoch_end_an_empty_proposal_passes_and_nobody_is
     assert epoch.ratio == ONE
     assert scores(epoch) == {}
     assert epoch.gained(1) == BASE_REWARD_PLANCK
+
+
+@pytest.mark.parametrize("at", range(16, 36, 2))
+def test_a_proposer_and_another_may_be_restarted_at_any_block(at: int) -> None:
+    """And that with all that the other had on its disk gone."""
+    restarts = (Restart(1, at), Restart(5, at, loss=Loss.DISK))
+    epoch = only(sound(Scenario(restarts=restarts, proposers=(1,), start=8), seed=at))
+    assert epoch.is_accepted
+    assert len(scores(epoch)) == 7
+    assert not epoch.equivocators
 
 
 # --- drawn together -----------------------------------------------------------------------------------------------
