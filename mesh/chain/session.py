@@ -661,8 +661,8 @@ class _Lookup:
         return node_of_hotkey(self.session, subnet_id, hotkey)
 
 
-def epoch_and_end(session: Session, subnet_id: int) -> tuple[int, int] | None:
-    """(subnet epoch of the best block, first block of the next one); None for a subnet without a slot."""
+def end_of_epoch(session: Session, subnet_id: int) -> int | None:
+    """First block of the subnet's next epoch, None for a subnet without a slot."""
     if "SubnetSlot" not in session.metadata.pallet(PALLET).storage:
         return None
     best = head(session)
@@ -670,8 +670,7 @@ def epoch_and_end(session: Session, subnet_id: int) -> tuple[int, int] | None:
     length = constant(session, PALLET, "EpochLength")
     if not isinstance(slot, int) or not isinstance(length, int) or length < 1 or best.number < slot:
         return None
-    epoch = (best.number - slot) // length
-    return epoch, slot + (epoch + 1) * length
+    return slot + ((best.number - slot) // length + 1) * length
 
 
 def nonce_at(session: Session, account: bytes, at: bytes) -> int:

@@ -106,15 +106,13 @@ class Intent:
     raw: bytes
     """The call's bytes."""
     call: str
-    occasion: bytes = b""
-    """Tells apart calls of the same bytes that mean different things, as an attestation in another epoch does."""
     until: int | None = None
     """The first block that must not contain it, as far as an era of four blocks or more can say it."""
 
     @property
     def purpose(self) -> bytes:
         """What the journal knows it by."""
-        return runtime.blake2(self.raw + self.occasion)
+        return runtime.blake2(self.raw)
 
 
 class Submitter:

@@ -241,16 +241,13 @@ class SubstrateChain:
 
     async def _vote(self, subnet_id: int, hotkey: AccountKey, build: Callable[[Dialect, int | None], Call]) -> Receipt:
         """The pallet counts a vote for whatever epoch its block is in, and an attestation does not say what it attests:
-        so its era ends with the epoch, and the same bytes in another epoch are another intent."""
+        so its era ends with the epoch, and with it what the journal makes of the same bytes."""
 
         def job(s: Session) -> Intent:
             node_id = session.node_of_hotkey(s, subnet_id, hotkey.account_id) if s.dialect.needs_node_id else None
             call = build(s.dialect, node_id)
             raw = runtime.encode_call(s.metadata, PALLET, call.name, call.args)
-            epoch = session.epoch_and_end(s, subnet_id)
-            if epoch is None:
-                return Intent(raw, f"{PALLET}.{call.name}")
-            return Intent(raw, f"{PALLET}.{call.name}", occasion=f"epoch {epoch[0]}".encode(), until=epoch[1])
+            return Intent(raw, f"{PALLET}.{call.name}", until=session.end_of_epoch(s, subnet_id))
 
         intent = await self._connection.ask(job)
         self.require_may_sign(hotkey.account_id)

@@ -21,6 +21,8 @@ from mesh.devchain.runtime import Block, extrinsics_root, header_hash, header_ty
 from mesh.errors import ChainError, ConfigError
 
 PRUNE_EVERY_BLOCKS = 256
+LOCKED_TIMEOUT_S = 5.0
+"""How long another program may hold the file before that is an error."""
 _FORMAT = 2
 _opaque = s.vec(s.bytes_)
 
@@ -52,7 +54,7 @@ class Store:
             path = str(data_dir / "chain.sqlite3")
         self._path = path
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, LOCKED_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             self._unlock()
             raise ConfigError(f"{path} cannot be opened ({error}): choose another data directory") from error
@@ -125,7 +127,7 @@ class Store:
             self._insert(last, state)
             self._keep_from(last.number)
 
-    def _insert(self, block: Block, changes: Mapping[bytes, bytes | None] | Mapping[bytes, bytes]) -> None:
+    def _insert(self, block: Block, changes: Mapping[bytes, bytes | None]) -> None:
         header, extrinsics = header_type.encode(block.header), _opaque.encode(list(block.extrinsics))
         self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", (block.number, block.hash, header, extrinsics))
         rows = [(key, block.number, value) for key, value in changes.items()]
@@ -147,17 +149,22 @@ class Store:
                 db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
                 raise ChainError(
-                    f"{self._path} cannot be written ({error}): make room on the disk and start the chain again; "
-                    "what was final is kept"
+                    f"{self._path} cannot be written ({error}): see that the disk has room and that no other program "
+                    "writes there, then start the chain again; finished blocks are kept"
                 ) from error
             raise
         (self._from,) = db.execute("SELECT from_block FROM history").fetchone()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """What SQLite or the codec cannot read is damage."""
+        """What SQLite or the codec cannot read is damage, but for what is not the file's fault."""
         try:
             yield
+        except sqlite3.OperationalError as error:
+            raise ConfigError(
+                f"{self._path} cannot be used ({error}): see that it may be written, that the disk has room and that "
+                "no other program has it open"
+            ) from error
         except (sqlite3.Error, s.ScaleError) as error:
             raise _damaged(self._path, str(error)) from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mesh.chain.dialect import peer_id_bytes
 from mesh.devchain.chain import DevChain, DevChainConfig
+from mesh.devchain.pallets.network import storage as s
 from mesh.identity import AccountKey
 from tests.contract.test_chain import COLDKEYS, FUND, HOTKEYS, OWNER, PEERS, STAKE, TENSOR, subnet_data
 from tests.devchain.signing import Signer
@@ -42,3 +43,19 @@ def populate(dev: DevChain) -> None:
         say(dev, coldkey, "register_subnet_node", **registration(hotkey.account_id, peer_id_bytes(peer)))
     say(dev, COLDKEYS[2], "add_to_delegate_stake", subnet_id=SUBNET, stake_to_be_added=400_000 * TENSOR)
     say(dev, OWNER, "activate_subnet", subnet_id=SUBNET)
+
+
+def to_next_epoch(dev: DevChain) -> int:
+    """Make blocks up to the next slot block; the epoch that starts there."""
+    slot = dev.get(s.SubnetSlot, SUBNET)
+    dev.new_block()
+    while (dev.best.number - slot) % 20:
+        dev.new_block()
+    return (dev.best.number - slot) // 20
+
+
+def propose(dev: DevChain, elected: int) -> None:
+    """The elected node's proposal."""
+    data = [{"subnet_node_id": node, "score": TENSOR} for node in (1, 2, 3)]
+    wishes = dict.fromkeys(("prioritize_queue_node_id", "remove_queue_node_id", "args", "attest_data"))
+    say(dev, HOTKEYS[elected - 1], "propose_attestation", subnet_id=SUBNET, data=data, **wishes)

@@ -28,7 +28,7 @@ from mesh.devchain.node import run_chain
 from mesh.devchain.pallets.network import storage as s
 from mesh.identity import AccountKey, PeerKey
 from tests.chain.forks import SETTLING_STEPS, STEPS
-from tests.chain.subnet import SUBNET, config, populate, registration, say
+from tests.chain.subnet import SUBNET, config, populate, propose, registration, to_next_epoch
 from tests.contract.test_chain import COLDKEYS, HOTKEYS, TENSOR
 
 ADDED = 7 * TENSOR
@@ -106,15 +106,6 @@ async def forking(home: Path) -> AsyncIterator[Forks]:
         nursery.cancel_scope.cancel()
 
 
-def to_next_epoch(dev: DevChain) -> int:
-    """Make blocks up to the next slot block; the epoch that starts there."""
-    slot = dev.get(s.SubnetSlot, SUBNET)
-    dev.new_block()
-    while (dev.best.number - slot) % 20:
-        dev.new_block()
-    return (dev.best.number - slot) // 20
-
-
 class Scene:
     """One thing that is to happen once: what a child is asked to do, and how the chain shows that it happened."""
 
@@ -130,9 +121,7 @@ class Scene:
         elif call == "attest":
             self._epoch = to_next_epoch(dev)
             elected = dev.get(s.SubnetElectedValidator, SUBNET, self._epoch)
-            data = [{"subnet_node_id": node, "score": TENSOR} for node in (1, 2, 3)]
-            wishes = dict.fromkeys(("prioritize_queue_node_id", "remove_queue_node_id", "args", "attest_data"))
-            say(dev, HOTKEYS[elected - 1], "propose_attestation", subnet_id=SUBNET, data=data, **wishes)
+            propose(dev, elected)
             self._node = elected % 3 + 1
             self.key = HOTKEYS[self._node - 1]
         elif call == "register_subnet_node":

@@ -24,7 +24,6 @@ from tests.chain.subnet import SUBNET, config, populate
 from tests.contract.test_chain import BOOTNODE, COLDKEYS, HOTKEYS, OWNER, PEERS, STAKE
 
 GATHERED = ("state_call", "network_getSubnetInfo", "network_getSubnetNodesInfo")
-NODES_API = "NetworkRuntimeApi_get_subnet_nodes_info"
 
 
 @asynccontextmanager
@@ -56,24 +55,6 @@ def state_call(relay: Relay, change: Any) -> None:
     relay.instead["state_call"] = answer
 
 
-def network_rpc(relay: Relay) -> None:
-    """Answer network_* as a node that has them: the same bytes, as a JSON list."""
-    names = {
-        "network_getSubnetInfo": "NetworkRuntimeApi_get_subnet_info",
-        "network_getSubnetNodesInfo": NODES_API,
-    }
-    for rpc, api in names.items():
-
-        def answer(params: Sequence[Any], api: str = api) -> object:
-            pallet, function = relay.dev.runtime.apis[api]
-            ctx = relay.dev.runtime.context(
-                relay.dev.state, pallet=pallet.name, block=relay.dev.best.number, parent_hash=relay.dev.best.hash
-            )
-            return list(info.unwrap(function(ctx, int(params[0]).to_bytes(4, "little"))))
-
-        relay.instead[rpc] = answer
-
-
 async def both(chain: SubstrateChain) -> tuple[SubnetInfo, Snapshot]:
     return await chain.subnet(SUBNET), await chain.snapshot(SUBNET)
 
@@ -100,7 +81,6 @@ async def test_the_runtimes_api_is_read_once_it_has_told_the_same_as_storage(tmp
 async def test_the_nodes_own_rpc_is_read_where_the_api_is_not_to_be_had(tmp_path: Path) -> None:
     async with reading(tmp_path) as (relay, chain):
         relay.instead["state_call"] = refuse
-        network_rpc(relay)
         first = await both(chain)
         relay.methods()
         second = await both(chain)

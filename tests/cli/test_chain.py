@@ -97,7 +97,7 @@ def test_a_chain_is_changed_killed_and_restored(processes: Processes, mesh, tmp_
     first = processes.running[0]
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=60)
-    url = processes.url("--block-time", "3600", "--dev-rpc", *folder)
+    url = processes.url("--block-time", "manual", "--dev-rpc", *folder)
     at = ("--chain-url", url)
     assert mesh("chain", "dev", "restore", "s.bin", *at) == marked
     assert mesh("chain", "dev", "new-block", *at) == later  # the same chain, to the last byte

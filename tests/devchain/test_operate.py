@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mesh.devchain import scale as s
-from mesh.devchain import snapshot
+from mesh.devchain import snapshot, store
 from mesh.devchain.chain import DevChain, DevChainConfig
 from mesh.devchain.extrinsic import blake2_256
 from mesh.devchain.genesis import GenesisFile, read_genesis
 from mesh.devchain.overlay import MemoryState, moved_root, root_of
 from mesh.devchain.pallets import balances, books, system
 from mesh.devchain.pallets.network import storage
+from mesh.devchain.pallets.timestamp import NOW
 from mesh.devchain.plain import from_plain
 from mesh.devchain.runtime import Block, Runtime
 from mesh.devchain.store import HistoryDiscarded
@@ -403,6 +404,16 @@ def test_a_snapshot_is_checked_before_anything_changes(chain: DevChain) -> None:
     assert chain.best.number == 1
 
 
+def test_a_snapshot_after_which_no_block_could_come_is_refused(chain: DevChain) -> None:
+    value = snapshot._body.decode_all(snapshot.check_digest(chain.snapshot()))
+    state = {**dict(value["state"]), NOW.key(): b"\xff" * 8}
+    header = {**value["blocks"][0]["header"], "number": 5, "state_root": root_of(state.items())}
+    blocks = [{"header": header, "extrinsics": []}]
+    with pytest.raises(ConfigError, match="could not make block 6"):
+        chain.restore(sealed(snapshot._body.encode({**value, "blocks": blocks, "state": sorted(state.items())})))
+    assert chain.new_block().number == 1
+
+
 def test_a_state_too_large_for_a_snapshot_is_said(chain: DevChain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "MAX_SNAPSHOT_BYTES", 500)
     with pytest.raises(ConfigError, match="copy its data directory"):
@@ -417,7 +428,7 @@ def test_a_snapshot_has_no_more_blocks_than_fit(chain: DevChain, monkeypatch: py
     assert [block.number for block in few.blocks] == [6, 7, 8, 9]
     monkeypatch.setattr(snapshot, "MAX_BLOCKS_BYTES", 0)
     one = snapshot.read(chain.snapshot(), genesis_hash=chain.genesis_hash, runtime=chain.runtime)
-    assert [block.number for block in one.blocks] == [9]
+    assert [block.number for block in one.blocks] == [8, 9]  # clients ask about the parent
 
 
 @settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -457,6 +468,19 @@ def overwrite(path: Path) -> None:
     for place in range(4096, len(raw), 4096):
         raw[place : place + 64] = b"\xff" * 64
     path.write_bytes(raw)
+
+
+def test_a_database_that_another_program_holds_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOCKED_TIMEOUT_S", 0.0)
+    config = a_chain_on_disk(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "chain.sqlite3")) as db:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match=r"cannot be used \(database is locked\)"):
+            DevChain(config)
+    DevChain(config).close()
 
 
 @pytest.mark.parametrize(
@@ -504,7 +528,7 @@ def test_a_full_disk_is_said_and_takes_nothing_back(tmp_path: Path) -> None:
     pages = chain.store._db.execute("PRAGMA page_count").fetchone()[0]
     chain.store._db.execute(f"PRAGMA max_page_count = {pages}")
     best, state = chain.best.hash, dict(chain.state.items())
-    with pytest.raises(ChainError, match=r"cannot be written .*make room"):
+    with pytest.raises(ChainError, match=r"cannot be written .*has room"):
         for _ in range(100):
             chain.submit(ALICE.sign(chain, "System", "remark", remark=bytes(5000)))
             chain.new_block()
