@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import trio
 from cyclopts import App, Parameter
@@ -32,11 +32,13 @@ from mesh.errors import (
     RemoteFailure,
     WorkerError,
 )
-from mesh.identity import AccountKey
+from mesh.identity import AccountKey, parse_address
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
+
+T = TypeVar("T")
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -324,6 +326,25 @@ async def open_chain(
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
+def read_chain(options: ChainOptions | None, reading: Callable[[SubstrateChain], Awaitable[T]]) -> T:
+    """What `reading` makes of the chain, for commands that only look; a signal ends the command (exit code 130)."""
+    found: list[T] = []
+
+    async def run() -> None:
+        async with open_chain(options or ChainOptions()) as chain:
+            found.append(await reading(chain))
+
+    run_until_signalled(run)
+    if not found:
+        sys.exit(130)
+    return found[0]
+
+
+def account_meant(address: str | None, coldkey: ColdkeyOptions | None) -> bytes:
+    """Whose account a command looks at: that of --address, or the coldkey's. Raises KeyFileError when there is none."""
+    return parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
+
+
 _MAX_AMOUNT_CHARS = 80
 _UNITS = {"": 18, "tensor": 18, "planck": 0}
 
@@ -347,11 +368,11 @@ def planck(text: str, *, name: str) -> int:
 _AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
-def tensor(amount_planck: int) -> str:
-    """Planck as TENSOR with four decimals, for people."""
-    from mesh.chain.types import PLANCK_PER_TENSOR
-
-    return f"{Decimal(amount_planck) / PLANCK_PER_TENSOR:,.4f}"
+def amount_or_all(amount: str | None, *, everything: bool) -> int | None:
+    """What --amount AMOUNT or --all mean: planck, or None for everything. Raises ConfigError unless one is given."""
+    if (amount is None) == (not everything):
+        raise ConfigError("say how much: --amount AMOUNT or --all")
+    return None if amount is None else planck(amount, name="amount")
 
 
 def share(text: str, *, name: str) -> int:
