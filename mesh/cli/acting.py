@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from mesh.chain.checks import require_funds
 from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, MeshError
 from mesh.identity import AccountKey, checksum_address
 from mesh.rpc.frame import printable
 
@@ -87,6 +87,7 @@ def act(options: ActOptions | None, planner: Planner, *, signer: AccountKey | No
     if chosen.json and not (chosen.yes or chosen.dry_run):
         raise ConfigError("--json asks nothing: add --yes to sign, or --dry-run to look")
     key = signer or chosen.coldkey.key()
+    begun: list[Step] = []
 
     async def run() -> None:
         async with open_chain(
@@ -94,9 +95,14 @@ def act(options: ActOptions | None, planner: Planner, *, signer: AccountKey | No
             secret_on_argv=chosen.coldkey.on_argv(),
             acknowledged=chosen.i_know_this_is_a_test_chain,
         ) as chain:
-            await _carry_out(chain, key, await planner(chain, key), chosen)
+            await _carry_out(chain, key, await planner(chain, key), chosen, begun)
 
-    run_until_signalled(run)
+    try:
+        run_until_signalled(run)
+    except SystemExit:
+        if not begun and not chosen.dry_run:
+            print("stopped: nothing was signed", file=sys.stderr)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,9 @@ class _Shown:
         print(f"  fee {self.fee_planck} planck")
 
 
-async def _carry_out(chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions) -> None:
+async def _carry_out(
+    chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions, begun: list[Step]
+) -> None:
     if not plan.steps:
         raise ConfigError("nothing to do: say what to change")
     chain.require_may_sign(signer.account_id)
@@ -155,7 +163,7 @@ async def _carry_out(chain: SubstrateChain, signer: AccountKey, plan: Plan, opti
         await _ask(len(plan.steps))
     if plan.before is not None:
         plan.before()
-    receipts = await _submit(chain, signer, plan, options)
+    receipts = await _submit(chain, signer, plan, options, begun)
     outcome = await plan.after(chain, receipts) if plan.after is not None else Outcome()
     if options.json:
         print(jsonlib.dumps({**outcome.values, **paid(receipts), "calls": [each.values() for each in shown]}))
@@ -169,13 +177,30 @@ async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown
     return _Shown(step, raw, args, await chain.estimate_fee(step.call.name, step.call.args, signer))
 
 
-async def _submit(chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions) -> list[Receipt]:
-    """One after the other: a later step may need what an earlier one did. The first that fails ends it."""
+async def _submit(
+    chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions, begun: list[Step]
+) -> list[Receipt]:
+    """One after the other: a later step may need what an earlier one did. The first that fails ends it, and what is
+    left undone is said. `begun` gets each step before it is sent."""
+    import trio
+
     receipts: list[Receipt] = []
     steps = list(plan.steps)
     while len(receipts) < len(steps):
         step = steps[len(receipts)]
-        receipts.append(await chain.submit(step.call.name, step.call.args, signer))
+        begun.append(step)
+        try:
+            receipts.append(await chain.submit(step.call.name, step.call.args, signer))
+        except trio.Cancelled:
+            print(
+                f"stopped while this was sent, so look whether it was done before you do it again: {step.does}",
+                file=sys.stderr,
+            )
+            raise
+        except MeshError:
+            for undone in steps[len(receipts) :] if len(steps) > 1 else ():
+                print(f"not done: {undone.does}", file=sys.stderr)
+            raise
         if not options.json:
             print(f"done in block {receipts[-1].block.number}: {step.does}")
         if len(receipts) == len(plan.steps) and plan.then is not None:
