@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from cyclopts import Parameter
 
 from mesh.chain.checks import require_funds
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
-from mesh.errors import ConfigError, MeshError
+from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled, single_cause
+from mesh.errors import ConfigError
 from mesh.identity import AccountKey, checksum_address
 from mesh.rpc.frame import printable
 
@@ -191,15 +191,15 @@ async def _submit(
         begun.append(step)
         try:
             receipts.append(await chain.submit(step.call.name, step.call.args, signer))
-        except trio.Cancelled:
-            print(
-                f"stopped while this was sent, so look whether it was done before you do it again: {step.does}",
-                file=sys.stderr,
-            )
-            raise
-        except MeshError:
-            for undone in steps[len(receipts) :] if len(steps) > 1 else ():
-                print(f"not done: {undone.does}", file=sys.stderr)
+        except BaseException as error:
+            if isinstance(single_cause(error), trio.Cancelled):  # alone or in a group
+                print(
+                    f"stopped while this was sent, so look whether it was done before you do it again: {step.does}",
+                    file=sys.stderr,
+                )
+            elif len(steps) > 1:
+                for undone in steps[len(receipts) :]:
+                    print(f"not done: {undone.does}", file=sys.stderr)
             raise
         if not options.json:
             print(f"done in block {receipts[-1].block.number}: {step.does}")
