@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -53,10 +54,14 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
         if "--help" not in tokens:
             load_dotenv(Path(".env"))
         app(tokens)
+        sys.stdout.flush()  # here, where a reader that left is no surprise
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
     except BaseException as error:
         cause = single_cause(error)
+        if isinstance(cause, BrokenPipeError):  # `mesh … | head`: who reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
         if debug or not isinstance(cause, MeshError | ValidationError | ModuleNotFoundError):
             raise
         print(f"error: {sentence(cause)}", file=sys.stderr)
@@ -192,20 +197,34 @@ def die_with_parent() -> None:
         sys.exit(1)
 
 
-def run_until_signalled(
-    main: Callable[[], Awaitable[None]], *, drain: Callable[[], Awaitable[None]] | None = None
-) -> None:
-    """trio.run(main) that ends quietly, by cancellation, on SIGINT or SIGTERM.
+class Ends(Enum):
+    """When a command is over."""
 
-    `drain` comes first, and takes a bounded time; a second signal ends at once.
+    WHEN_DONE = "when done"
+    "It has something to finish: a signal cuts it short, and its exit code says so."
+    WHEN_TOLD = "when told"
+    "It runs until a signal ends it, which is no failure."
+
+
+def run_until_signalled(
+    main: Callable[[], Awaitable[None]],
+    *,
+    ends: Ends = Ends.WHEN_DONE,
+    drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """trio.run(main) that ends by cancellation on SIGINT or SIGTERM.
+
+    `drain` comes first, and takes a bounded time; a second signal ends at once. What was cut short raises SystemExit
+    with the code that shells give to a command ended by the signal, so that `&&` does not go on.
     """
+    told: list[int] = []
 
     async def guarded() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:
-                    await anext(signals)
+                    told.append(await anext(signals))
                     if drain is not None:
                         nursery.start_soon(finish, drain)
                         await anext(signals)
@@ -217,9 +236,12 @@ def run_until_signalled(
 
                 nursery.start_soon(watch)
                 await main()
+                told.clear()  # a signal that came too late cut nothing short
                 nursery.cancel_scope.cancel()
 
     trio.run(guarded)
+    if told and ends is Ends.WHEN_DONE:
+        raise SystemExit(128 + told[0])
 
 
 @Parameter(name="*")

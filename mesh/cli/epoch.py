@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mesh.chain.checks import tensor_text
-from mesh.cli.common import ChainOptions, open_chain, read_chain, read_toml, run_until_signalled
+from mesh.cli.common import ChainOptions, Ends, open_chain, read_chain, read_toml, run_until_signalled
 from mesh.cli.look import attested_text, elected_text, epoch_values, proposal_text
 from mesh.cli.tables import table
 from mesh.errors import ChainUnavailable, ConfigError, ConsensusError, RecordRejected, RemoteProtocolError
@@ -76,7 +76,7 @@ def watch(
                         if not left:
                             return
 
-    run_until_signalled(run)
+    run_until_signalled(run, ends=Ends.WHEN_TOLD if blocks is None else Ends.WHEN_DONE)
 
 
 @dataclass(frozen=True, slots=True)
