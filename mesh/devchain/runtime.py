@@ -76,7 +76,8 @@ class Runtime:
         chosen = list(all_pallets(epoch_length, network_genesis=network_genesis) if pallets is None else pallets)
         chosen.sort(key=lambda each: each.index)
         self.types = metadata.runtime_types(chosen)
-        self.events: StorageItem = system.events_item(self.types.event)
+        self.event_record = system.event_record(self.types.event)
+        self.events: StorageItem = system.events_item(self.event_record)
         self.pallets = {each.name: each for each in chosen}
         own = self.pallets["System"]
         own.storage = [item for item in own.storage if item.name != "Events"] + [self.events]
@@ -229,12 +230,33 @@ class BlockBuilder:
         self.genesis_hash = genesis_hash
         self.state = Overlay(state)
         self.extrinsics: list[bytes] = []
-        self._events: list[dict[str, Any]] = []
+        self._events: list[bytes] = []
         self._phase: Any = "Initialization"
         self._start(now_ms)
 
     def apply(self, ext: xt.Extrinsic) -> Outcome:
-        """Run an extrinsic. `Refused` when it may not be in this block: then nothing has changed."""
+        """Run an extrinsic. `Refused` when it may not be in this block: then nothing has changed.
+
+        That is also what becomes of one that the runtime cannot bear, as only a state set by hand can make it: it must
+        not keep the others out of the block.
+        """
+        block, mark = self.state, len(self._events)
+        self.state = Overlay(block)
+        try:
+            outcome = self._apply(ext)
+            self.state.commit()
+        except Exception as error:
+            del self._events[mark:]
+            if isinstance(error, xt.Refused):
+                raise
+            log.exception("extrinsic 0x%s cannot be applied", ext.hash.hex())
+            raise xt.invalid(f"The runtime cannot apply it: {error!r:.120}") from error
+        finally:
+            self.state = block
+        self.extrinsics.append(ext.raw)
+        return outcome
+
+    def _apply(self, ext: xt.Extrinsic) -> Outcome:
         runtime = self.runtime
         runtime.check(ext, self.state, number=self.number, parent_hash=self.parent.hash, genesis_hash=self.genesis_hash)
         info = runtime.account(self.state, ext.signer)
@@ -263,7 +285,6 @@ class BlockBuilder:
             outer.emit("ExtrinsicSuccess", dispatch_info=dispatch_info)
         else:
             outer.emit("ExtrinsicFailed", dispatch_error=error, dispatch_info=dispatch_info)
-        self.extrinsics.append(ext.raw)
         return Outcome(error, due)
 
     def set_storage(self, entries: Mapping[bytes, bytes | None]) -> None:
@@ -296,7 +317,7 @@ class BlockBuilder:
     def finish(self) -> Block:
         """Close the block."""
         ctx = self._context("System", self.state)
-        ctx.put(self.runtime.events, value=self._events)
+        self.state.put(self.runtime.events.key(), s.encode_compact(len(self._events)) + b"".join(self._events))
         ctx.put(system.EVENT_COUNT, value=len(self._events))
         return _seal(
             self.number,
@@ -366,7 +387,8 @@ class BlockBuilder:
 
     def _record(self, pallet: str, event: str, content: Any) -> None:
         body = event if content is None else {event: content}
-        self._events.append({"phase": self._phase, "event": {pallet: body}, "topics": []})
+        record = {"phase": self._phase, "event": {pallet: body}, "topics": []}
+        self._events.append(self.runtime.event_record.encode(record))  # one that does not fit fails its own call only
 
 
 def header_hash(header: Mapping[str, Any]) -> bytes:
