@@ -9,8 +9,9 @@ The state root in a header commits to the whole state after the block (overlay.p
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mesh.devchain import extrinsic as xt
@@ -85,6 +86,12 @@ class Runtime:
         self.ledger = BooksLedger(epoch_length)
         self.metadata = metadata.build(chosen, self.types)
         self.apis = {name: (pallet, fn) for pallet in chosen for name, fn in pallet.apis.items()}
+        self.holdings = {
+            item.prefix: partial(_held_by, item, pallet.holdings[item.name])
+            for pallet in chosen
+            for item in pallet.storage
+            if item.name in pallet.holdings
+        }
         self._items = {item.prefix: item for pallet in chosen for item in pallet.storage}
 
     def parse(self, raw: bytes) -> xt.Extrinsic:
@@ -290,7 +297,7 @@ class BlockBuilder:
     def set_storage(self, entries: Mapping[bytes, bytes | None]) -> None:
         """Write raw entries, None removing one, as the author: the block says so in an extrinsic of its own.
 
-        What accounts gain or lose by it is booked as minted or burned under "set-storage".
+        What accounts, or pallets for them, gain or lose by it is booked as minted or burned under "set-storage".
         """
         calls: dict[str, dict[str, list[Any]]] = {
             "set_storage": {"items": [(key, value) for key, value in entries.items() if value is not None]},
@@ -304,15 +311,19 @@ class BlockBuilder:
         for key, value in entries.items():
             before = self._planck(key)
             self.state.put(key, value)
-            self.runtime.ledger.book_set(ctx, self._planck(key) - before)
+            free, held = (now - then for now, then in zip(self._planck(key), before, strict=True))
+            self.runtime.ledger.book_set(ctx, free=free, held=held)
 
-    def _planck(self, key: bytes) -> int:
-        """The planck in the account whose raw key this is; 0 for other keys."""
-        if not key.startswith(system.ACCOUNT.prefix):
-            return 0
+    def _planck(self, key: bytes) -> tuple[int, int]:
+        """The planck of which the entry with this raw key says that (an account has, pallets hold) them."""
         raw = self.state.get(key)
-        data = system.account_info.decode_all(raw or system.ACCOUNT.default_bytes)["data"]
-        return int(data["free"] + data["reserved"])
+        if raw is None:
+            return 0, 0
+        if key.startswith(system.ACCOUNT.prefix):
+            data = system.account_info.decode_all(raw)["data"]
+            return int(data["free"] + data["reserved"]), 0
+        holding = self.runtime.holdings.get(key[:32])
+        return 0, 0 if holding is None else holding(raw)
 
     def finish(self) -> Block:
         """Close the block."""
@@ -389,6 +400,10 @@ class BlockBuilder:
         body = event if content is None else {event: content}
         record = {"phase": self._phase, "event": {pallet: body}, "topics": []}
         self._events.append(self.runtime.event_record.encode(record))  # one that does not fit fails its own call only
+
+
+def _held_by(item: StorageItem, count: Callable[[Any], int], raw: bytes) -> int:
+    return count(item.value.decode_all(raw))
 
 
 def header_hash(header: Mapping[str, Any]) -> bytes:

@@ -14,9 +14,11 @@ from mesh.devchain import scale as s
 from mesh.devchain.chain import DevChain, DevChainConfig, ServerConfig
 from mesh.devchain.extrinsic import Refused
 from mesh.devchain.pallet import Call, Context
-from mesh.devchain.pallets import system
-from mesh.devchain.pallets.network import storage
+from mesh.devchain.pallets import books, system
+from mesh.devchain.pallets.network import overwatch, stake, storage
 from mesh.devchain.pool import PoolConfig
+from tests.devchain.network.chain import COLDKEYS, HOTKEYS, OWNER, SUBNET, TENSOR, account, subnet_data
+from tests.devchain.network.chain import Chain as Network
 from tests.devchain.serving import ALICE, BOB, FUND, running
 from tests.devchain.signing import Signer
 from tests.devchain.test_runtime import events, planck_adds_up, refused, transfer
@@ -169,7 +171,99 @@ async def test_no_request_ends_the_connection_by_what_it_asks() -> None:
             ["network_proofOfStake", 1, [1.5], []],
             ["chain_getBlockHash", [[1]]],
             ["state_getKeysPaged", {}, 1],
-            ["author_unwatchExtrinsic", {}],
+            ["chain_getHeader", "0x00"],
         ):
-            assert await client.code(*params) in (-32602, -32603), params
+            assert await client.code(*params) == -32602, params
         assert await client.get("system_chain") == "mesh dev chain"
+
+
+def test_what_is_staked_by_hand_is_booked_so_that_a_slash_finds_it(chain: DevChain) -> None:
+    """A hook that wants to burn planck that nobody put in would end the chain."""
+    who = BOB.address
+    swap = {"SwapToSubnetDelegateStake": {"account_id": who, "to_subnet_id": 1, "balance": 5}}
+    item = {"id": 9, "call": swap, "queued_at_block": 0, "execute_after_blocks": 10**6}
+    values = [
+        (storage.AccountSubnetStake, (who, 1), 100),
+        (storage.AccountOverwatchStake, (who,), 20),
+        (storage.StakeUnbondingLedger, (who,), {7: 1, 8: 2}),
+        (storage.SwapCallQueue, (9,), item),
+        (storage.TotalStake, (), 10**6),  # a total holds nothing
+    ]
+    chain.set_storage({item.key(*keys): item.value.encode(value) for item, keys, value in values})
+    assert chain.get(books.HELD) == 100 + 20 + 3 + 5
+    planck_adds_up(chain)
+    chain.set_storage({storage.AccountSubnetStake.key(who, 1): storage.AccountSubnetStake.value.encode(30)})
+    chain.set_storage({storage.StakeUnbondingLedger.key(who): None})
+    assert chain.get(books.HELD) == 30 + 20 + 5
+    planck_adds_up(chain)
+
+
+@pytest.mark.parametrize(
+    "genesis",
+    [
+        {"InflationSigmoidSteepness": 10**9},
+        {"InflationSigmoidSteepness": 2**128 - 1, "InflationSigmoidMidpoint": 0},
+        {"OverwatchStakeWeightFactor": 2**128 - 1, "OverwatchMinStakeBalance": 0},
+        {"ValidatorRewardK": 2**64 - 1, "AttestorRewardExponent": 2**64 - 1},
+        {"SubnetDistributionPower": 2**128 - 1, "RegistrationCostAlpha": 2**128 - 1},
+        {"InConsensusSubnetReputationFactor": 2**128 - 1, "NotInConsensusSubnetReputationFactor": 2**128 - 1},
+    ],
+)
+def test_no_factor_of_a_genesis_file_ends_the_chain(genesis: dict[str, int]) -> None:
+    """What the runtime's doubles make infinite or NaN must not be an exception in a hook."""
+    net = Network(genesis={"OverwatchMinAge": 0, **genesis})
+    net.make_active()
+    net.to_block(20)
+    net.call("register_overwatch_node", COLDKEYS[0], hotkey=account(1), stake_to_be_added=100 * TENSOR)
+    for epoch in (2, 3, 4):
+        net.agree(epoch, {1: 1, 2: 1, 3: 1}, elect=1)
+        weight = overwatch.commitment(TENSOR, b"")
+        commits = [{"subnet_id": SUBNET, "weight": weight}]
+        net.call("commit_overwatch_subnet_weights", account(1), overwatch_node_id=1, commit_weights=commits)
+        net.to_block(epoch * 20 + 16)
+        reveals = [{"subnet_id": SUBNET, "weight": TENSOR, "salt": b""}]
+        net.call("reveal_overwatch_subnet_weights", account(1), overwatch_node_id=1, reveals=reveals)
+    net.to_slot(5)
+    assert stake.held(net.ctx()) == net.get(books.HELD)
+
+
+# --- the money of the Network pallet ----------------------------------------------------------------------------------
+
+
+def test_the_reward_of_a_node_that_left_goes_to_nobody_who_took_its_hotkey() -> None:
+    """Anybody may register a hotkey that is forgotten, for nothing is signed with it."""
+    net = Network()
+    net.make_active()
+    net.agree(2, {1: 1, 2: 1, 3: 1}, elect=1)
+    net.call("remove_subnet_node", COLDKEYS[2], subnet_id=SUBNET, subnet_node_id=3)
+    net.call("remove_stake", COLDKEYS[2], subnet_id=SUBNET, hotkey=HOTKEYS[2], stake_to_be_removed=200 * TENSOR)
+    net.register_node(7, coldkey=COLDKEYS[0], hotkey=HOTKEYS[2], stake_to_be_added=100 * TENSOR)
+    net.to_slot(3)
+    assert [node for node, _ in net.event("SubnetRewards")["node_rewards"]] == [1, 2]
+    assert net.get(storage.AccountSubnetStake, HOTKEYS[2], SUBNET) == 100 * TENSOR
+
+
+def test_the_coldkeys_that_every_registration_reads_are_bounded() -> None:
+    """An owner could make each block of a chain take minutes."""
+    net = Network()
+    net.to_block(8)
+    many = {account(number): 1 for number in range(257)}
+    data = subnet_data(initial_coldkeys=many)
+    error = net.error("register_subnet", OWNER, max_cost=2000 * TENSOR, subnet_data=data)
+    assert error == "InvalidSubnetRegistrationInitialColdkeys"
+    net.register_subnet(initial_coldkeys=dict(list(many.items())[:256]))
+    error = net.error(
+        "owner_add_or_update_initial_coldkeys", OWNER, subnet_id=SUBNET, coldkeys=dict(list(many.items())[200:])
+    )
+    assert error == "InvalidSubnetRegistrationInitialColdkeys"
+    net.call("owner_add_or_update_initial_coldkeys", OWNER, subnet_id=SUBNET, coldkeys={account(0): 5})
+
+
+def test_who_had_nodes_in_a_subnet_that_is_gone_has_none_active() -> None:
+    net = Network()
+    net.make_active()
+    assert net.get(storage.ColdkeyReputation, COLDKEYS[0])["total_active_nodes"] == 1
+    net.call("owner_deactivate_subnet", OWNER, subnet_id=SUBNET)
+    for coldkey in COLDKEYS:
+        standing = net.get(storage.ColdkeyReputation, coldkey)
+        assert (standing["total_active_nodes"], standing["lifetime_node_count"]) == (0, 1)
