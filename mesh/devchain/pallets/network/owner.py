@@ -16,7 +16,7 @@ from mesh.devchain.pallet import Call, Context, Dispatch, StorageItem
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.economics import ONE
 from mesh.devchain.pallets.network.stake import check_unpaused
-from mesh.devchain.pallets.network.subnets import remove_subnet
+from mesh.devchain.pallets.network.subnets import check_initial_coldkeys, remove_subnet
 from mesh.devchain.scale import Type, account_id, btree_map, btree_set, bytes_, u32, u128
 
 SUBNET: Final = ("subnet_id", u32)
@@ -317,10 +317,9 @@ def _authorize_registering(ctx: Context, origin: bytes, subnet_id: int) -> None:
 def add_or_update_initial_coldkeys(ctx: Context, origin: bytes, *, subnet_id: int, coldkeys: dict[bytes, int]) -> None:
     """Call 23: let coldkeys register up to a number of nodes each, before the subnet is activated."""
     _authorize_registering(ctx, origin, subnet_id)
-    if any(count < 1 for count in coldkeys.values()):
-        raise Dispatch("InvalidSubnetRegistrationInitialColdkeys")
-    allowed = ctx.get(s.SubnetRegistrationInitialColdkeys, subnet_id) or {}
-    ctx.put(s.SubnetRegistrationInitialColdkeys, subnet_id, value={**allowed, **coldkeys})
+    allowed = {**(ctx.get(s.SubnetRegistrationInitialColdkeys, subnet_id) or {}), **coldkeys}
+    check_initial_coldkeys(ctx, allowed)
+    ctx.put(s.SubnetRegistrationInitialColdkeys, subnet_id, value=allowed)
     ctx.emit("AddSubnetRegistrationInitialColdkeys", subnet_id=subnet_id, owner=origin, coldkeys=coldkeys)
 
 
