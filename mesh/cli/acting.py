@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from mesh.chain.checks import require_funds
 from mesh.chain.dialect import PALLET
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
+from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled, single_cause
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, checksum_address
 from mesh.rpc.frame import printable
@@ -90,6 +90,7 @@ def act(options: ActOptions | None, planner: Planner, *, signer: AccountKey | No
     if chosen.json and not (chosen.yes or chosen.dry_run):
         raise ConfigError("--json asks nothing: add --yes to sign, or --dry-run to look")
     key = signer or chosen.coldkey.key()
+    begun: list[Step] = []
 
     async def run() -> None:
         async with open_chain(
@@ -97,9 +98,14 @@ def act(options: ActOptions | None, planner: Planner, *, signer: AccountKey | No
             secret_on_argv=chosen.coldkey.on_argv(),
             acknowledged=chosen.i_know_this_is_a_test_chain,
         ) as chain:
-            await _carry_out(chain, key, await planner(chain, key), chosen)
+            await _carry_out(chain, key, await planner(chain, key), chosen, begun)
 
-    run_until_signalled(run)
+    try:
+        run_until_signalled(run)
+    except SystemExit:
+        if not begun and not chosen.dry_run:
+            print("stopped: nothing was signed", file=sys.stderr)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,9 @@ class _Shown:
         print(f"  fee {self.fee_planck} planck")
 
 
-async def _carry_out(chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions) -> None:
+async def _carry_out(
+    chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions, begun: list[Step]
+) -> None:
     if not plan.steps:
         raise ConfigError("nothing to do: say what to change")
     chain.require_may_sign(signer.account_id)
@@ -157,7 +165,7 @@ async def _carry_out(chain: SubstrateChain, signer: AccountKey, plan: Plan, opti
         await _ask(len(plan.steps))
     if plan.before is not None:
         plan.before()
-    receipts = await _submit(chain, signer, plan, shown, options)
+    receipts = await _submit(chain, signer, plan, shown, options, begun)
     outcome = await plan.after(chain, receipts) if plan.after is not None else Outcome()
     if options.json:
         print(jsonlib.dumps({**outcome.values, **paid(receipts), "calls": [each.values() for each in shown]}))
@@ -172,24 +180,47 @@ async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown
 
 
 async def _submit(
-    chain: SubstrateChain, signer: AccountKey, plan: Plan, shown: Sequence[_Shown], options: ActOptions
+    chain: SubstrateChain,
+    signer: AccountKey,
+    plan: Plan,
+    shown: Sequence[_Shown],
+    options: ActOptions,
+    begun: list[Step],
 ) -> list[Receipt]:
-    """One after the other: a later step may need what an earlier one did. The first that fails ends it.
+    """One after the other: a later step may need what an earlier one did. The first that fails ends it, and what is
+    left undone is said. `begun` gets each step before it is sent.
 
     What was shown is signed by its bytes: they are not made again, for the chain may have changed since.
     """
     receipts: list[Receipt] = []
-    left = list(shown)
-    while left:
-        each = left.pop(0)
-        receipt = await chain.submit_shown(each.preview, signer)
+    steps = list(shown)
+    while len(receipts) < len(steps):
+        each = steps[len(receipts)]
+        begun.append(each.step)
+        try:
+            receipt = await chain.submit_shown(each.preview, signer)
+        except BaseException as error:
+            _say_undone(error, [left.step for left in steps[len(receipts) :]])
+            raise
         receipts.append(receipt)
         # a program reads stdout when all is done; where a later step fails, this is what tells of the earlier ones
         done = f"done in block {receipt.block.number}: {_safe(each.step.does)}"
         print(done, file=sys.stderr if options.json else sys.stdout, flush=True)
         if len(receipts) == len(shown) and plan.then is not None:
-            left += [await _look(chain, signer, step) for step in await plan.then(chain, receipts)]
+            steps += [await _look(chain, signer, step) for step in await plan.then(chain, receipts)]
     return receipts
+
+
+def _say_undone(error: BaseException, steps: Sequence[Step]) -> None:
+    """What a person must know when the first of these steps did not come back with a receipt."""
+    import trio
+
+    if isinstance(single_cause(error), trio.Cancelled):  # alone or in a group
+        text = "stopped while this was sent, so look whether it was done before you do it again"
+        print(f"{text}: {_safe(steps[0].does)}", file=sys.stderr)
+    elif len(steps) > 1:
+        for undone in steps:
+            print(f"not done: {_safe(undone.does)}", file=sys.stderr)
 
 
 def paid(receipts: Sequence[Receipt]) -> dict[str, object]:
