@@ -25,10 +25,11 @@ from mesh.chain import info, runtime
 from mesh.chain import metadata as metadata_v14
 from mesh.chain.codec import Reader, compact
 from mesh.chain.dialect import PALLET, Call, Dialect, Read
+from mesh.chain.local import is_local_chain
 from mesh.chain.metadata import Metadata, StorageItem
 from mesh.chain.runtime import EventRecord, Version
 from mesh.chain.types import FIRST_SUBNET_ID, Balance, BlockRef, Snapshot, Submission, SubnetInfo, SubnetNode
-from mesh.errors import BlockUnavailable, CallRefused, ChainError
+from mesh.errors import BlockUnavailable, CallRefused, ChainError, WrongChain
 from mesh.files import Durable, replace_file
 from mesh.peer import PeerInfo
 
@@ -51,6 +52,7 @@ LET_GO_S: Final = 0.0001
 MAX_DIGEST_LOGS: Final = 1024
 PRUNED_AFTER_BLOCKS: Final = 256
 """A node that is no archive keeps the state of so many blocks."""
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _NO_SUCH_BLOCK: Final = re.compile(r"discarded|unknown ?block|header was not found", re.IGNORECASE)
 """What nodes say, under several codes, of a block or state they do not have."""
 
@@ -138,12 +140,13 @@ def open_session(rpc: Rpc, url: str, *, cache_dir: Path | None) -> Session:
     genesis = unhex(rpc("chain_getBlockHash", [0]), "genesis hash", HASH_BYTES)
     chain_type = _optional(rpc, "system_chainType", [])
     version = read_version(rpc)
-    metadata = read_metadata(rpc, genesis, version, cache_dir)
+    chain_type = chain_type if isinstance(chain_type, str) else ""
+    metadata = read_metadata(rpc, genesis, version, cache_dir, _changes(url, chain_type, genesis))
     return Session(
         url=url,
         rpc=rpc,
         genesis=genesis,
-        chain_type=chain_type if isinstance(chain_type, str) else "",
+        chain_type=chain_type,
         version=version,
         metadata=metadata,
         dialect=dialects.choose(metadata.pallets[PALLET].calls if PALLET in metadata.pallets else {}),
@@ -157,7 +160,8 @@ def refresh_runtime(session: Session) -> None:
     if version == session.version:
         return
     log.info("the chain's runtime is now %s %d", version.spec_name, version.spec_version)
-    session.metadata = read_metadata(session.rpc, session.genesis, version, session.cache_dir)
+    changes = _changes(session.url, session.chain_type, session.genesis)
+    session.metadata = read_metadata(session.rpc, session.genesis, version, session.cache_dir, changes)
     session.dialect = dialects.choose(session.metadata.pallet(PALLET).calls)
     session.version = version
     session.trust.clear()
@@ -177,31 +181,76 @@ def read_version(rpc: Rpc) -> Version:
     return Version(name, spec, transaction)
 
 
-def read_metadata(rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | None) -> Metadata:
+class Changes(enum.Enum):
+    """Whether a runtime's code may be another one under the same version."""
+
+    FORBIDDEN = enum.auto()
+    """A Substrate chain takes new code only with a higher spec_version."""
+    ALLOWED = enum.auto()
+    """This user's own development chain, restarted with other code."""
+
+
+def _changes(url: str, chain_type: str, genesis: bytes) -> Changes:
+    return Changes.ALLOWED if is_local_chain(url, chain_type, genesis) else Changes.FORBIDDEN
+
+
+def read_metadata(
+    rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | None, changes: Changes = Changes.FORBIDDEN
+) -> Metadata:
     """The runtime's metadata, from disk where the same code's bytes lie there already.
 
     The file's name covers the hash of the runtime's code, so a node that does not tell it (a development chain, whose
     code may change under one version) is asked each time. A cached file that cannot be read is fetched again.
+
+    What a call's bytes mean is the node's word. The first word on a chain's version is remembered: a node that later
+    tells another (one that was taken over, or another URL's) raises WrongChain, for by its metadata one call would be
+    shown and another one signed.
     """
     code = _optional(rpc, "state_getStorageHash", [_hex(CODE_KEY)])
     path: Path | None = None
+    raw: bytes | None = None
+    metadata: Metadata | None = None
     if cache_dir is not None and isinstance(code, str):
         identity = f"{genesis.hex()} {version} {code}".encode()
         path = cache_dir / f"metadata-{hashlib.sha256(identity).hexdigest()[:32]}"
         try:
-            raw = path.read_bytes()
-            if raw[:HASH_BYTES] == hashlib.sha256(raw[HASH_BYTES:]).digest():
-                return _checked(raw[HASH_BYTES:])
-            log.warning("%s is damaged; the metadata is fetched again", path)
+            kept = path.read_bytes()
+            if kept[:HASH_BYTES] == hashlib.sha256(kept[HASH_BYTES:]).digest():
+                raw, metadata = kept[HASH_BYTES:], _checked(kept[HASH_BYTES:])
+            else:
+                log.warning("%s is damaged; the metadata is fetched again", path)
         except FileNotFoundError:
             pass
         except (OSError, ChainError) as error:
             log.warning("%s cannot be used (%s); the metadata is fetched again", path, error)
-    raw = unhex(rpc("state_getMetadata", []), "metadata")
-    metadata = _checked(raw)
-    if path is not None:
+    fetched = raw is None or metadata is None
+    if raw is None or metadata is None:
+        raw = unhex(rpc("state_getMetadata", []), "metadata")
+        metadata = _checked(raw)
+    if cache_dir is not None and changes is Changes.FORBIDDEN:
+        _require_first_word(raw, genesis, version, cache_dir)
+    if path is not None and fetched:
         _write_cache(path, hashlib.sha256(raw).digest() + raw)
     return metadata
+
+
+def _require_first_word(raw: bytes, genesis: bytes, version: Version, folder: Path) -> None:
+    said = hashlib.sha256(raw).hexdigest()
+    identity = f"{genesis.hex()} {version}".encode()
+    path = folder / f"first-{hashlib.sha256(identity).hexdigest()[:32]}"
+    try:
+        first = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        first = ""
+    if not _SHA256.fullmatch(first):  # not there, or torn by a crash
+        _write_cache(path, f"{said}\n".encode())
+        return
+    if first != said:
+        raise WrongChain(
+            f"the node's metadata of {version.spec_name} {version.spec_version} is not what was told of the same "
+            "version before: this node or the earlier one lies about what calls mean, and nothing is read or signed "
+            f"with it. Ask a node you trust; where it agrees with this one, or the chain is a test chain, remove {path}"
+        )
 
 
 def _checked(raw: bytes) -> Metadata:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import trio
 
 from mesh.chain.link import Link, parse_message
 from mesh.chain.metadata import Metadata
-from mesh.chain.session import Disconnected
-from mesh.devchain.node import DevChainConfig, run_chain
-from mesh.errors import CallRefused
+from mesh.chain.runtime import Version
+from mesh.chain.session import Changes, Disconnected, read_metadata
+from mesh.devchain.node import DevChain, DevChainConfig, run_chain
+from mesh.errors import CallRefused, WrongChain
 from tests.chain.nodes import FUND, OWN, REMARK, client
 
 
@@ -127,3 +128,27 @@ def test_what_honest_nodes_answer_is_parsed() -> None:
     """256 nodes as `network_*` tells them, metadata, a page of storage."""
     for result in ([7] * 256 * 1024, "0x" + "ab" * 500_000, [{"changes": [["0x00", None]] * 256}], 2**256 - 1, 0.5):
         assert parse_message(json.dumps({"id": 1, "result": result}))["result"] == result
+
+
+def test_a_node_that_tells_other_metadata_of_the_same_version_is_not_used(
+    tmp_path: Path,
+) -> None:
+    """The user's node was taken over since, or it is the next URL's: `stake` would be shown and another call signed."""
+    cache = tmp_path / "metadata"
+    version, genesis = Version("hyper", 7, 1), bytes(32)
+    honest = DevChain(DevChainConfig()).runtime.metadata
+    other = honest.replace(b"remark_with_event", b"remark_with_evenT")
+    assert other != honest
+
+    def node(raw: bytes, code: str) -> Callable[[str, Sequence[object]], object]:
+        return lambda method, params: {"state_getStorageHash": code, "state_getMetadata": f"0x{raw.hex()}"}[method]
+
+    first = read_metadata(node(honest, "0x01"), genesis, version, cache)
+    assert read_metadata(node(other, "0x01"), genesis, version, cache) == first  # it names our code: ours is used
+    for _ in range(2):
+        with pytest.raises(WrongChain, match="lies about what calls mean"):
+            read_metadata(node(other, "0x02"), genesis, version, cache)
+    assert len(list(cache.glob("metadata-*"))) == 1
+    read_metadata(node(other, "0x02"), genesis, Version("hyper", 8, 1), cache)  # an upgrade
+    read_metadata(node(other, "0x03"), bytes(31) + b"\1", version, cache)  # another chain
+    read_metadata(node(other, "0x04"), genesis, version, cache, Changes.ALLOWED)  # one's own development chain

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from mesh.chain.session import RpcRefused
 from mesh.chain.substrate import Preview
 from mesh.cli.acting import Step, _Shown, one_line
 from mesh.cli.common import load_dotenv, run_app
+from mesh.cli.overwatch import _Commitment, _Committed, _made
 from mesh.cli.tables import facts, table
-from mesh.errors import ConfigError
+from mesh.errors import CallRefused, ConfigError
+from mesh.identity import write_secret
 from mesh.log import TextFormatter
 
 ESCAPES = "\x1b[2J\x1b[1;1H\x9b31m\u202etxet\r\n\x07"
@@ -106,3 +110,34 @@ def test_a_dotenv_that_others_may_have_written_is_refused(tmp_path: Path, monkey
     with pytest.raises(ConfigError, match="larger"):
         load_dotenv(file)
     assert not os.environ
+
+
+def test_an_overwatch_commitment_that_may_not_have_been_sent_is_made_again_as_it_was(tmp_path: Path) -> None:
+    """A process killed between writing the salts down and sending them must not cost the epoch, nor commit twice."""
+    path = tmp_path / "epoch-7-node-1.json"
+    assert _made(path, 7, {128001: 5}) is None
+    kept = _Commitment(weights=(_Committed(subnet_id=128001, weight=5, salt="ab" * 32),))
+    write_secret(path, kept.model_dump_json().encode())
+    assert _made(path, 7, {128001: 5}) == kept
+    for other in ({128001: 6}, {128001: 5, 128002: 1}, {}):
+        with pytest.raises(CallRefused, match="other weights"):
+            _made(path, 7, other)
+
+
+def test_a_command_that_holds_keys_leaves_no_core_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    seen: list[int] = []
+    app = App()
+
+    @app.default
+    def main() -> None:
+        seen.append(resource.getrlimit(resource.RLIMIT_CORE)[0])
+
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+        with contextlib.suppress(SystemExit):
+            run_app(app, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    assert seen == [0]
