@@ -49,6 +49,8 @@ KEPT_BLOCKS: Final = 256
 MAX_BLOCK_EXTRINSICS: Final = 100_000
 HELD_S: Final = 0.001
 LET_GO_S: Final = 0.0001
+MAX_DECODE_S: Final = 30
+"""Of one answer, breaks included: nobody waits so long, and the thread is wanted for the next one."""
 MAX_DIGEST_LOGS: Final = 1024
 PRUNED_AFTER_BLOCKS: Final = 256
 """A node that is no archive keeps the state of so many blocks."""
@@ -84,16 +86,19 @@ class BlockBody:
 class Breath:
     """Called often while something is decoded: lets other threads have the interpreter every millisecond.
 
-    Left to itself Python takes it from a thread after 5 ms only, and the event loop wants it at every turn.
+    Left to itself Python takes it from a thread after 5 ms only, and the event loop wants it at every turn. Raises
+    ChainError after MAX_DECODE_S.
     """
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self._born = time.perf_counter()
 
     def __call__(self) -> None:
         if time.perf_counter() - self._since > HELD_S:
             time.sleep(LET_GO_S)  # 0 would take it back before the other thread is awake
             self._since = time.perf_counter()
+            if self._since - self._born > MAX_DECODE_S:
+                raise ChainError(f"what the node answered is not decoded in {MAX_DECODE_S} s")
 
 
 class Source(enum.Enum):
@@ -441,7 +446,7 @@ def read_many(session: Session, reads: Sequence[Read], at: bytes | None, pallet:
     breath = Breath()
     values: list[object] = []
     for item, key in zip(items, keys, strict=True):
-        values.append(runtime.decode_value(metadata, item, raw[key]))
+        values.append(runtime.decode_value(metadata, item, raw[key], breath))
         breath()
     return values
 
@@ -459,7 +464,9 @@ def read_map(
     breath = Breath()
     entries: list[tuple[tuple[object, ...], object]] = []
     for key in found:
-        entries.append((runtime.decode_keys(metadata, item, key), runtime.decode_value(metadata, item, raw[key])))
+        entries.append(
+            (runtime.decode_keys(metadata, item, key), runtime.decode_value(metadata, item, raw[key], breath))
+        )
         breath()
     return entries
 

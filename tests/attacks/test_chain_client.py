@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from mesh.chain.codec import Field, Kind, TypeDef, compact, decode_all
 from mesh.chain.link import Link, parse_message
 from mesh.chain.metadata import Metadata
 from mesh.chain.runtime import Version
 from mesh.chain.session import Changes, Disconnected, read_metadata
 from mesh.devchain.node import DevChain, DevChainConfig, run_chain
-from mesh.errors import CallRefused, WrongChain
+from mesh.errors import CallRefused, ChainError, WrongChain
 from tests.chain.nodes import FUND, OWN, REMARK, client
 
 
@@ -152,3 +153,68 @@ def test_a_node_that_tells_other_metadata_of_the_same_version_is_not_used(
     read_metadata(node(other, "0x02"), genesis, Version("hyper", 8, 1), cache)  # an upgrade
     read_metadata(node(other, "0x03"), bytes(31) + b"\1", version, cache)  # another chain
     read_metadata(node(other, "0x04"), genesis, version, cache, Changes.ALLOWED)  # one's own development chain
+
+
+UNIT = TypeDef(Kind.TUPLE)
+U16 = TypeDef(Kind.PRIMITIVE, primitive="u16")
+
+
+def newtype(type_id: int, *path: str) -> TypeDef:
+    return TypeDef(Kind.COMPOSITE, path=path, fields=(Field(None, type_id),))
+
+
+@pytest.mark.parametrize(
+    ("types", "data"),
+    [
+        pytest.param([TypeDef(Kind.ARRAY, inner=(1,), length=2**32 - 1), UNIT], b"", id="an array of nothings"),
+        pytest.param([*(TypeDef(Kind.TUPLE, inner=(i + 1,) * 10) for i in range(9)), UNIT], b"", id="a tree"),
+        pytest.param(
+            [TypeDef(Kind.SEQUENCE, inner=(1,)), TypeDef(Kind.SEQUENCE, inner=(2,)), UNIT],
+            compact(5000) + compact(4096) * 5000,
+            id="lists of nothings",
+        ),
+        pytest.param([newtype(0)], b"", id="a type within itself"),
+        pytest.param([TypeDef(Kind.COMPACT, inner=(1,)), newtype(1)], b"\0", id="a compact of itself"),
+        pytest.param(
+            [TypeDef(Kind.COMPACT, inner=(1,)), TypeDef(Kind.PRIMITIVE, primitive="bool")], b"\0", id="compact bool"
+        ),
+        pytest.param(
+            [newtype(1, "BTreeMap"), TypeDef(Kind.SEQUENCE, inner=(2,)), U16], b"\4\1\1", id="a map of no pairs"
+        ),
+        pytest.param(
+            [
+                newtype(1, "BTreeMap"),
+                TypeDef(Kind.SEQUENCE, inner=(2,)),
+                TypeDef(Kind.TUPLE, inner=(3, 3)),
+                TypeDef(Kind.SEQUENCE, inner=(4,)),
+                U16,
+            ],
+            b"\4\0\0",
+            id="a map by lists",
+        ),
+        pytest.param([TypeDef(Kind.PRIMITIVE, primitive="char")], b"\xff" * 4, id="no character"),
+    ],
+)
+def test_types_that_a_node_made_up_cost_little_and_end_in_a_chain_error(types: list[TypeDef], data: bytes) -> None:
+    """A thread that decodes cannot be stopped: an array of 2**32 - 1 empty tuples took two hours and all memory."""
+    with pytest.raises(ChainError):
+        decode_all(types, 0, data)
+
+
+async def test_metadata_that_contradicts_itself_does_not_end_the_client(tmp_path: Path) -> None:
+    """Checked as it is, its types may lead in circles in a way nobody thought of: an error of the call, not of us."""
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(run_chain, DevChainConfig(fund=FUND))
+        chain = client(tmp_path, url)
+        await nursery.start(chain.run)
+        here = chain._connection.here()
+        honest = here.metadata
+        account = honest.call("System", "remark").fields[0].type_id
+        circle = list(honest.registry)
+        circle[account] = newtype(account)
+        here.metadata = replace(honest, registry=tuple(circle))
+        with pytest.raises(ChainError, match="makes no sense: RecursionError"):
+            await chain.preview("System.remark", REMARK, OWN)
+        here.metadata = honest
+        assert (await chain.preview("System.remark", REMARK, OWN)).args == REMARK
+        nursery.cancel_scope.cancel()
