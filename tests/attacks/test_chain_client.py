@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +15,7 @@ import pytest
 import trio
 
 from mesh.chain.codec import Field, Kind, TypeDef, compact, decode_all
+from mesh.chain.journal import Delivery, Entry, Fate, Journal, started
 from mesh.chain.link import Link, parse_message
 from mesh.chain.metadata import Metadata
 from mesh.chain.runtime import Version
@@ -218,3 +221,26 @@ async def test_metadata_that_contradicts_itself_does_not_end_the_client(tmp_path
         here.metadata = honest
         assert (await chain.preview("System.remark", REMARK, OWN)).args == REMARK
         nursery.cancel_scope.cancel()
+
+
+def test_a_process_with_the_number_of_one_that_was_killed_did_not_hear_its_receipt(tmp_path: Path) -> None:
+    """The same call again gets the receipt, not a second extrinsic; in a container numbers repeat at every start."""
+    raw = b"signed"
+    entry = Entry(7, raw, hashlib.blake2b(raw, digest_size=32).digest(), 10, 74, bytes(20), "System.remark", bytes(32))
+    other = os.getppid()
+    journal = Journal.open_locked(tmp_path, genesis=bytes(32), account=bytes(20))
+    assert journal is not None
+    journal.open(entry)
+    journal.close(entry, Fate.INCLUDED, delivery=Delivery.WAITING, block=12, teller=other)
+    assert journal.unheard(entry.purpose, head=12) == ()  # it lives, and told its caller
+    journal.release()
+    path = journal.path
+    *_, last = path.read_bytes().splitlines()
+    step = json.loads(last.partition(b" ")[2])
+    assert step["born"] == started(other) > 0
+    line = json.dumps({**step, "born": step["born"] - 1}).encode()
+    path.write_bytes(path.read_bytes() + hashlib.sha256(line).hexdigest()[:16].encode() + b" " + line + b"\n")
+    again = Journal.open_locked(tmp_path, genesis=bytes(32), account=bytes(20))
+    assert again is not None
+    assert [done.entry for done in again.unheard(entry.purpose, head=12)] == [entry]
+    again.release()
