@@ -23,7 +23,7 @@ from typing import Final
 
 import trio
 
-from mesh.chain import runtime, session
+from mesh.chain import facts, runtime, session
 from mesh.chain.connection import Connection
 from mesh.chain.journal import Delivery, Entry, Fate, Journal
 from mesh.chain.metadata import Metadata
@@ -281,7 +281,7 @@ class Submitter:
             best, final = session.head(s), session.finalized(s)
             era = era_for(best, final, period=self._config.era_blocks, until=intent.until)
             birth = final if era.birth == final.number else best
-            nonce = max([session.next_nonce(s, signer.account_id), *taken])
+            nonce = max([facts.next_nonce(s, signer.account_id), *taken])
             return s.metadata, SigningContext(s.version, s.genesis, birth.hash, nonce, era), era
 
         metadata, context, era = await self._connection.ask(ask)
@@ -434,7 +434,7 @@ class Submitter:
                 return _Fate(found, None)
             if final.number >= entry.era_end - 1:
                 return _Fate(found, f"was in no block before its era ended at block {entry.era_end}")
-            if session.nonce_at(s, entry.account, final.hash) > entry.nonce:
+            if facts.nonce_at(s, entry.account, final.hash) > entry.nonce:
                 return _Fate(found, "was in no block, and another extrinsic used its nonce")
             return _Fate(found, None)
 
@@ -456,7 +456,7 @@ class Submitter:
     async def _receipt(self, entry: Entry, block: BlockRef, index: int) -> Receipt:
         """What the block says of the extrinsic. Raises ExtrinsicFailed by name."""
         events, fee = await self._connection.ask(
-            lambda s: runtime.outcome(s.metadata, session.events(s, block.hash), index)
+            lambda s: runtime.outcome(s.metadata, facts.events(s, block.hash), index)
         )
         return Receipt(entry.extrinsic_hash, block, fee, events)
 
