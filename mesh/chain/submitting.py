@@ -73,6 +73,9 @@ class _Account:
     """Hashes of extrinsics a task of this process waits for."""
     pooled: set[bytes] = field(default_factory=set)
     """Hashes of what a node took; their nonces are not given out again."""
+    refused: set[bytes] = field(default_factory=set)
+    """Hashes of those whose callers heard that a node refused them, though another may have them: they are sent again
+    only when the same call is made again."""
     told: set[bytes] = field(default_factory=set)
     """Hashes of those whose callers this process told, not written down yet."""
 
@@ -244,7 +247,7 @@ class Submitter:
                 await self._close(journal, entry, Fate.INCLUDED, Delivery.WAITING, fate.found.block.number)
             elif fate.dead is not None:
                 await self._close(journal, entry, Fate.DEAD, Delivery.DELIVERED)
-            else:
+            elif entry.extrinsic_hash not in state.refused:
                 await self._send_left(entry, journal, state)
 
     async def _send_left(self, entry: Entry, journal: Journal, state: _Account) -> None:
@@ -424,7 +427,10 @@ class Submitter:
         state.pooled.discard(entry.extrinsic_hash)
         if first or _never_valid(error):
             await self._close(journal, entry, Fate.REFUSED, Delivery.DELIVERED)
-        raise ExtrinsicInvalid(error.code, error.message) from error
+            raise ExtrinsicInvalid(error.code, error.message) from error
+        state.refused.add(entry.extrinsic_hash)
+        still = f"another node may have it until block {entry.era_end}, and the same call continues it"
+        raise ExtrinsicInvalid(error.code, f"{error.message} ({still})") from error
 
     async def _look(self, entry: Entry) -> _Fate:
         def job(s: Session) -> _Fate:

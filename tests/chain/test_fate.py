@@ -189,13 +189,19 @@ async def test_invalid_for_want_of_money_is_told_and_the_bytes_stay_the_only_one
     """Another node's pool may have it yet: so the same call goes on with the same bytes, until their era is over."""
     async with scripted(tmp_path) as (node, chain):
         node.scenes.extend([["invalid"], Refuse(PAYMENT)])
-        with pytest.raises(ExtrinsicInvalid, match="Inability to pay"):
+        with pytest.raises(ExtrinsicInvalid, match=r"Inability to pay .* the same call continues it"):
             await remark(chain)
+        node.scenes.append(Refuse(PAYMENT))
+        with pytest.raises(ExtrinsicInvalid):
+            await chain.submit("System.remark", {"remark": b"another"}, OWN)
+        assert len(set(node.sent)) == 2
+        assert node.plain == []  # who heard that it was refused does not find it sent behind his back
+        node.sent.pop()
         node.scenes.append(Refuse(PAYMENT))
         with pytest.raises(ExtrinsicInvalid, match="Inability to pay"):
             await remark(chain)  # its first refusal in this submission, but not the first time it was sent
         assert pending(tmp_path, node) == [node.sent[0]]
-        node.scenes.append([lambda: node.blocks(1)])  # the left bytes were sent before anything else
+        node.scenes.append([node.include])
         receipt = await remark(chain)
         assert receipt.extrinsic_hash == blake2(node.sent[0])
         assert (set(node.sent + node.plain), on_chain(node)) == ({node.sent[0]}, 1)
