@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio_websocket import WebSocketConnection
 
-from mesh.chain.journal import Delivery, Fate, Journal
+from mesh.chain.journal import Delivery, Entry, Fate, Journal
 from mesh.chain.runtime import blake2
 from mesh.chain.submitting import MAX_STATUSES, Intent, era_for
 from mesh.chain.substrate import SubstrateChain
@@ -185,6 +185,22 @@ async def test_a_first_refusal_is_final_and_says_why(tmp_path: Path, refusal: di
         assert pending(tmp_path, node) == []
 
 
+async def test_what_is_given_up_for_a_refusal_is_not_sent_again_meanwhile(tmp_path: Path) -> None:
+    """Looking may take longer than the time to the next sending."""
+    async with scripted(tmp_path, resend_interval_s=0.001) as (node, chain):
+        looking = chain._submitter._look
+
+        async def slow(entry: Entry) -> object:
+            await trio.sleep(0.1)
+            return await looking(entry)
+
+        chain._submitter._look = slow  # type: ignore[method-assign, assignment]
+        node.scenes.append(Refuse(PAYMENT))
+        with pytest.raises(ExtrinsicInvalid):
+            await remark(chain)
+        assert len(node.sent) == 1
+
+
 async def test_invalid_for_want_of_money_is_told_and_the_bytes_stay_the_only_ones(tmp_path: Path) -> None:
     """Another node's pool may have it yet: so the same call goes on with the same bytes, until their era is over."""
     async with scripted(tmp_path) as (node, chain):
@@ -221,8 +237,8 @@ async def test_a_map_out_of_order_is_a_bad_proof_and_the_client_never_sends_one(
         node.scenes = [Refuse(NO_SUCH_METHOD)] * 2
         first, second = sorted(bytes((number,)) * 20 for number in (1, 2))
         data = {**subnet_data(), "initial_coldkeys": {second: 1, first: 1}}
-        raw, shown = await chain.preview("register_subnet", {"max_cost": 1, "subnet_data": data}, OWN)
-        decoded = shown["subnet_data"]
+        shown = await chain.preview("register_subnet", {"max_cost": 1, "subnet_data": data}, OWN)
+        raw, decoded = shown.raw, shown.args["subnet_data"]
         assert isinstance(decoded, dict)
         assert list(decoded["initial_coldkeys"]) == [first, second]
         one = (1).to_bytes(4, "little")
