@@ -64,6 +64,7 @@ from mesh.testing.adversaries.consensus import (
     PicksInventories,
     Proposes,
     ProposesGarbage,
+    ProposesLate,
     ProposesNot,
     Proposing,
     Right,
@@ -265,8 +266,8 @@ LISTINGS: Final[tuple[Listing, ...]] = (
     ListsNot(), ListsTwice(), ListsTwice(seen_by_all=True), ListsPhantoms(), ListsLate(),
 )  # fmt: skip
 PROPOSALS: Final[tuple[Proposing, ...]] = (
-    ProposesNot(), PicksInventories(), Inflates(), LeavesOutScore(), LeavesOutRecords(), AddsRecords(), TakesTooFew(),
-    ProposesGarbage(), Withholds(), ClaimsThereWasNothing(),
+    ProposesNot(), PicksInventories(), ProposesLate(), Inflates(), LeavesOutScore(), LeavesOutRecords(), AddsRecords(),
+    TakesTooFew(), ProposesGarbage(), Withholds(), ClaimsThereWasNothing(),
 )  # fmt: skip
 VOTES: Final[tuple[Voting, ...]] = (VotesBlindly(), VotesNot())
 
