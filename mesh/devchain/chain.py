@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mesh.devchain import snapshot
 from mesh.devchain.extrinsic import Extrinsic, Refused, invalid
 from mesh.devchain.overlay import MemoryState, Overlay, ReadState
+from mesh.devchain.pallets.network import BLOCKS_PER_YEAR
 from mesh.devchain.pallets.network.storage import DEV_GENESIS
 from mesh.devchain.pallets.system import ACCOUNT
 from mesh.devchain.pallets.timestamp import NOW, SLOT_MS
@@ -29,6 +30,8 @@ from mesh.errors import ConfigError
 log = logging.getLogger(__name__)
 
 DEFAULT_GENESIS_MS = 1_795_000_000_000
+MAX_TRIED_BLOCKS = 2_000
+"""Blocks that are tried before a state set by hand or restored is taken: an epoch of them, if it is no longer."""
 
 
 class ServerConfig(BaseModel):
@@ -68,8 +71,8 @@ class DevChainConfig(BaseModel):
     """None keeps everything in memory."""
     block_time_s: float | None = Field(default=None, gt=0)
     """None: a block only when asked for (dev_newBlock, `DevChain.new_block`)."""
-    epoch_length: int = Field(default=20, ge=4)
-    """Blocks of a global epoch."""
+    epoch_length: int = Field(default=20, ge=4, le=BLOCKS_PER_YEAR)
+    """Blocks of a global epoch; a year's emission is shared by the epochs in it, so there must be one."""
     fund: dict[str, int] = Field(default_factory=dict)
     """Address (0x and 40 hex digits) to planck at genesis."""
     network_genesis: dict[str, Any] = Field(default_factory=lambda: dict(DEV_GENESIS))
@@ -89,6 +92,10 @@ class DevChainConfig(BaseModel):
         for address, planck in fund.items():
             if len(parse_address(address)) != 20 or not 0 <= planck < 1 << 127:
                 raise ValueError(f"fund {address}: wants 0x and 40 hex digits, and 0 <= planck < 2**127")
+        if len({parse_address(address) for address in fund}) != len(fund):
+            raise ValueError("fund: an account is there twice, in different spellings")
+        if sum(fund.values()) >= 1 << 127:
+            raise ValueError("fund: all together must be less than 2**127 planck")
         return fund
 
 
@@ -261,11 +268,11 @@ class DevChain:
     def _check_goes_on(
         self, state: ReadState, parent: Block, *, set_storage: Mapping[bytes, bytes | None] | None = None
     ) -> None:
-        """Raise ConfigError unless an epoch of empty blocks can follow: what a hook cannot bear would end the chain,
-        at every start anew."""
+        """Raise ConfigError unless an epoch of empty blocks (`MAX_TRIED_BLOCKS` at most) can follow: what a hook cannot
+        bear would end the chain, at every start anew."""
         scratch = Overlay(state)
         try:
-            for number in range(self.config.epoch_length + 1):
+            for number in range(min(self.config.epoch_length + 1, MAX_TRIED_BLOCKS)):
                 builder = BlockBuilder(
                     self.runtime, scratch, parent=parent, genesis_hash=self.genesis_hash, now_ms=self._next_ms(scratch)
                 )

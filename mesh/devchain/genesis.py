@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mesh.devchain.pallets.network import storage
+from mesh.devchain.pallets.network import BLOCKS_PER_YEAR, storage
 from mesh.devchain.pallets.network.storage import DEV_GENESIS
 from mesh.devchain.plain import from_plain
 from mesh.errors import ConfigError
@@ -43,7 +43,7 @@ class GenesisFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epoch_length: int | None = Field(default=None, ge=4, strict=True)
+    epoch_length: int | None = Field(default=None, ge=4, le=BLOCKS_PER_YEAR, strict=True)
     """Blocks."""
     time_ms: int | None = Field(default=None, ge=0, lt=2**63, strict=True)
     """Of block 0, milliseconds since 1970."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from trio_websocket import ConnectionClosed
 
 from mesh.devchain import scale as s
@@ -267,3 +268,24 @@ def test_who_had_nodes_in_a_subnet_that_is_gone_has_none_active() -> None:
     for coldkey in COLDKEYS:
         standing = net.get(storage.ColdkeyReputation, coldkey)
         assert (standing["total_active_nodes"], standing["lifetime_node_count"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epoch_length": 2**40}, "epoch_length"),
+        ({"fund": {"0x" + "ab" * 20: 1, "0x" + "AB" * 20: 2}}, "twice"),
+        ({"fund": {f"0x{place:040x}": 2**126 for place in range(2)}}, "all together"),
+    ],
+)
+def test_a_configuration_that_cannot_be_a_chain_is_refused_before_it_is_one(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DevChainConfig(**settings)
+
+
+def test_a_long_epoch_is_not_tried_to_its_end() -> None:
+    chain = DevChain(DevChainConfig(fund=FUND, epoch_length=5_000_000))
+    chain.set_storage({storage.TotalNodes.key(): storage.TotalNodes.value.encode(1)})
+    assert chain.best.number == 1
