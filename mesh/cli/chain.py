@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import trio
 from cyclopts import Parameter
 
-from mesh.cli.common import ChainOptions, planck, run_until_signalled, single_cause
+from mesh.cli.common import ChainOptions, Ends, planck, run_until_signalled, single_cause
 from mesh.errors import ChainError, ChainUnavailable, ConfigError
 from mesh.identity import DEV_NAMES, AccountKey, parse_address
 
@@ -98,7 +98,7 @@ def run(
             else:
                 print(f"development chain at {url} (one author, no Merkle proofs: for tests only)", flush=True)
 
-    run_until_signalled(serve)
+    run_until_signalled(serve, ends=Ends.WHEN_TOLD)
 
 
 def new_block(*, count: int = 1, chain: ChainOptions | None = None) -> None:

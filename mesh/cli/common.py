@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import trio
 from cyclopts import App, Parameter
@@ -32,11 +33,13 @@ from mesh.errors import (
     RemoteFailure,
     WorkerError,
 )
-from mesh.identity import AccountKey
+from mesh.identity import AccountKey, parse_address
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
+
+T = TypeVar("T")
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -51,10 +54,14 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
         if "--help" not in tokens:
             load_dotenv(Path(".env"))
         app(tokens)
+        sys.stdout.flush()  # here, where a reader that left is no surprise
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
     except BaseException as error:
         cause = single_cause(error)
+        if isinstance(cause, BrokenPipeError):  # `mesh … | head`: who reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
         if debug or not isinstance(cause, MeshError | ValidationError | ModuleNotFoundError):
             raise
         print(f"error: {sentence(cause)}", file=sys.stderr)
@@ -190,20 +197,34 @@ def die_with_parent() -> None:
         sys.exit(1)
 
 
-def run_until_signalled(
-    main: Callable[[], Awaitable[None]], *, drain: Callable[[], Awaitable[None]] | None = None
-) -> None:
-    """trio.run(main) that ends quietly, by cancellation, on SIGINT or SIGTERM.
+class Ends(Enum):
+    """When a command is over."""
 
-    `drain` comes first, and takes a bounded time; a second signal ends at once.
+    WHEN_DONE = "when done"
+    "It has something to finish: a signal cuts it short, and its exit code says so."
+    WHEN_TOLD = "when told"
+    "It runs until a signal ends it, which is no failure."
+
+
+def run_until_signalled(
+    main: Callable[[], Awaitable[None]],
+    *,
+    ends: Ends = Ends.WHEN_DONE,
+    drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """trio.run(main) that ends by cancellation on SIGINT or SIGTERM.
+
+    `drain` comes first, and takes a bounded time; a second signal ends at once. What was cut short raises SystemExit
+    with the code that shells give to a command ended by the signal, so that `&&` does not go on.
     """
+    told: list[int] = []
 
     async def guarded() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:
-                    await anext(signals)
+                    told.append(await anext(signals))
                     if drain is not None:
                         nursery.start_soon(finish, drain)
                         await anext(signals)
@@ -215,9 +236,12 @@ def run_until_signalled(
 
                 nursery.start_soon(watch)
                 await main()
+                told.clear()  # a signal that came too late cut nothing short
                 nursery.cancel_scope.cancel()
 
     trio.run(guarded)
+    if told and ends is Ends.WHEN_DONE:
+        raise SystemExit(128 + told[0])
 
 
 @Parameter(name="*")
@@ -324,6 +348,25 @@ async def open_chain(
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
+def read_chain(options: ChainOptions | None, reading: Callable[[SubstrateChain], Awaitable[T]]) -> T:
+    """What `reading` makes of the chain, for commands that only look; a signal ends the command (exit code 130)."""
+    found: list[T] = []
+
+    async def run() -> None:
+        async with open_chain(options or ChainOptions()) as chain:
+            found.append(await reading(chain))
+
+    run_until_signalled(run)
+    if not found:
+        sys.exit(130)
+    return found[0]
+
+
+def account_meant(address: str | None, coldkey: ColdkeyOptions | None) -> bytes:
+    """Whose account a command looks at: that of --address, or the coldkey's. Raises KeyFileError when there is none."""
+    return parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
+
+
 _MAX_AMOUNT_CHARS = 80
 _UNITS = {"": 18, "tensor": 18, "planck": 0}
 
@@ -347,11 +390,11 @@ def planck(text: str, *, name: str) -> int:
 _AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
-def tensor(amount_planck: int) -> str:
-    """Planck as TENSOR with four decimals, for people."""
-    from mesh.chain.types import PLANCK_PER_TENSOR
-
-    return f"{Decimal(amount_planck) / PLANCK_PER_TENSOR:,.4f}"
+def amount_or_all(amount: str | None, *, everything: bool) -> int | None:
+    """What --amount AMOUNT or --all mean: planck, or None for everything. Raises ConfigError unless one is given."""
+    if (amount is None) == (not everything):
+        raise ConfigError("say how much: --amount AMOUNT or --all")
+    return None if amount is None else planck(amount, name="amount")
 
 
 def share(text: str, *, name: str) -> int:

@@ -246,19 +246,14 @@ def crawl(*, max_peers: int = 10_000, timeout_s: float = 60.0, access: Access | 
 
 
 def _with_client(access: Access, main: Any) -> None:
-    done: list[bool] = []
-
     async def run() -> None:
         from mesh.client import connect, parse_peers
 
         peers = parse_peers(access.initial_peers, flag="--initial_peers")
         async with connect(peers, identity=_identity(access)) as client:
             await main(client)
-        done.append(True)
 
     run_until_signalled(run)
-    if not done:
-        sys.exit(130)
 
 
 def _with_dht(access: Access, main: Any) -> None:

@@ -41,8 +41,6 @@ def list_services(peer: str, /, *, identity_path: Identity = None, json: bool = 
             found.append(await stub.rpc_list(ListRequest()))
 
     run_until_signalled(main)
-    if not found:
-        sys.exit(130)
     if json:
         print(found[0].model_dump_json())
         return
@@ -75,7 +73,6 @@ def call(
             without.
         timeout_s: Seconds until the call is given up.
     """
-    is_over = []
 
     async def main() -> None:
         from mesh.client import connect
@@ -101,11 +98,8 @@ def call(
                         print(_json(answer), flush=True)
                 else:
                     print(_json(await exchange.result()))
-        is_over.append(True)
 
     run_until_signalled(main)
-    if not is_over:
-        sys.exit(130)
 
 
 def _plain(text: str) -> str:

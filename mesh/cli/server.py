@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import trio
 from cyclopts import Parameter
 
-from mesh.cli.common import ChainOptions, account_key, planck, read_toml, run_until_signalled
+from mesh.cli.common import ChainOptions, Ends, account_key, planck, read_toml, run_until_signalled
 from mesh.config import Discovery, NodeConfig, usable_maddrs
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, PeerKey, load_peer_key
@@ -181,7 +181,9 @@ def _run(
         _announce(label, info, node)
 
     with one_process_per_hotkey(hotkey, data_home() / "locks") if hotkey else nullcontext():
-        run_until_signalled(lambda: run(Parts(identity, net, the_chain, data=data), started), drain=net.drain)
+        run_until_signalled(
+            lambda: run(Parts(identity, net, the_chain, data=data), started), ends=Ends.WHEN_TOLD, drain=net.drain
+        )
 
 
 def _announce(label: str, info: NodeInfo, node: NodeOptions) -> None:

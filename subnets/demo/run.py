@@ -21,7 +21,7 @@ from rich.console import Console
 from mesh.chain import staking
 from mesh.chain.substrate import ChainConfig, SubstrateChain
 from mesh.chain.types import Snapshot
-from mesh.cli.common import run_until_signalled
+from mesh.cli.common import Ends, run_until_signalled
 from mesh.errors import MeshError
 from mesh.log import configure
 from mesh.peer import Multiaddr, PeerID, PeerInfo
@@ -94,7 +94,7 @@ def main(config: DemoConfig) -> None:
                 raise DemoFailed(f"the demo did not hold: {'; '.join(failures)} (logs in {directory / 'logs'})")
             ended = True
 
-        run_until_signalled(run)
+        run_until_signalled(run, ends=Ends.WHEN_TOLD)
         if not ended:
             raise KeyboardInterrupt  # ended by a signal: everything is stopped, nothing was proven
 

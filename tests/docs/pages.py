@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
+ROLES = ("own-a-subnet", "run-a-node", "stake-and-delegate", "watch-over-subnets")
+"""Guides for people on the chain, in the order in which one chain can live through them."""
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

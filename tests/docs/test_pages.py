@@ -21,13 +21,21 @@ from pathlib import Path
 import pytest
 
 from mesh.cli.app import build
-from tests.docs.pages import commands_of, is_like
+from tests.docs.pages import ROLES, commands_of, is_like
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDES = PAGES[1:]
-ELSEWHERE = {"keep-keys", "look-at-the-chain"}
-"""Guides whose commands need no server: tests/cli runs them, with keys and a chain at hand."""
+ELSEWHERE = {"keep-keys", "look-at-the-chain", *ROLES}
+"""Guides whose commands other tests run, with keys and a chain at hand: tests/cli, and test_role_pages.py."""
+ACTING = {
+    "subnet": ("update", "initial-coldkeys", "bootnodes", "emergency", "transfer"),
+    "node": ("status", "update"),
+    "stake": ("add", "remove"),
+    "delegate": ("add", "swap", "remove", "transfer"),
+    "overwatch": ("register", "commit", "show"),
+    "identity": ("set",),
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
 WAIT_S = 60.0
@@ -192,9 +200,14 @@ def test_flags_named_in_the_guides_exist(capsys: pytest.CaptureFixture[str]) -> 
         ["epoch", "watch"],
         ["epoch", "replay"],
         ["doctor"],
+        ["register-subnet"],
+        ["keygen"],
+        ["chain", "run"],
+        ["chain", "dev", "new-block"],
+        *([group, command] for group, commands in ACTING.items() for command in commands),
     ):
         build().help_print(command)
-    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out.replace("_", "-")))
+    known = {"--help", *re.findall(r"--[a-z-]+", capsys.readouterr().out.replace("_", "-"))}
     for page in GUIDES:
         for flag in re.findall(r"--[a-z][a-z_-]+", page.read_text()):
             assert flag.replace("_", "-") in known, f"{page.name}: {flag}"

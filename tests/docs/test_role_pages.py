@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import commands_of, is_like
+from tests.docs.pages import ROLES, commands_of, is_like
 
 ROOT = Path(__file__).parents[2]
-ROLES = ("own-a-subnet", "run-a-node", "stake-and-delegate", "watch-over-subnets")
 PROGRAMS = {"mesh": (), "mesh-chain": ("chain", "run"), "mesh-server": ("server",)}
 """What the shown programs are in this checkout; others are their own names."""
 OWN = {"keygen", "keyview", "register-subnet", "register-node", "activate-subnet", "activate-node"}

@@ -92,8 +92,7 @@ def sigmoid_decreasing(x: float, *, midpoint: float, steepness: float) -> float:
     return 1.0 / (1.0 + e) if x > midpoint else e / (1.0 + e)
 
 
-# --- consensus
-# ---------------------------------------------------------------------------------------------------
+# --- consensus -------------------------------------------------------------------------------------------------------
 
 
 def proposer_factor(progress: int, *, midpoint: int, steepness: int) -> int:
@@ -129,8 +128,7 @@ def slash_amount(stake: int, ratio: int, *, minimum: int, base_percentage: int, 
     return min(percent_mul(percent_mul(stake, base_percentage), shortfall(ratio, minimum)), maximum)
 
 
-# --- reputation
-# --------------------------------------------------------------------------------------------------
+# --- reputation ------------------------------------------------------------------------------------------------------
 
 
 def raise_reputation(reputation: int, factor: int) -> int:
@@ -165,8 +163,7 @@ def coldkey_reputation_step(score: int, ratio: int, *, minimum: int, factor: int
     return product // ONE // ONE
 
 
-# --- emissions
-# ---------------------------------------------------------------------------------------------------
+# --- emissions -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +278,7 @@ def node_reward(nodes_pool: int, score: int, *, score_sum: int, factor: int) -> 
     return percent_mul(percent_mul(percent_div(score, score_sum), nodes_pool), factor)
 
 
-# --- prices
-# ------------------------------------------------------------------------------------------------------
+# --- prices ----------------------------------------------------------------------------------------------------------
 
 
 def registration_cost(last_cost: int, blocks_since: int, *, minimum: int, decay_blocks: int, exponent: int) -> int:
@@ -321,8 +317,7 @@ def min_delegate_stake_multiplier(electable_nodes: int, *, min_nodes: int, max_n
     return ONE + percent_mul(ratio, max(max_multiplier - ONE, 0))
 
 
-# --- delegate pools
-# ----------------------------------------------------------------------------------------------
+# --- delegate pools --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,7 @@ def authorize(ctx: Context, origin: bytes, subnet_id: int) -> None:
         raise Dispatch("NotSubnetOwner")
 
 
-# --- numbers
-# -----------------------------------------------------------------------------------------------------
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 Bound = int | StorageItem
 """A limit itself, or the item that holds it: of the network, or of the subnet when the item is a map."""
@@ -229,8 +228,7 @@ def _bound(ctx: Context, bound: Bound, subnet_id: int) -> int:
     return int(ctx.get(bound, subnet_id) if bound.hashed_keys else ctx.get(bound))
 
 
-# --- texts
-# -------------------------------------------------------------------------------------------------------
+# --- texts -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +265,7 @@ def update_text(ctx: Context, origin: bytes, text: Text, *, subnet_id: int, valu
     ctx.emit(text.event, subnet_id=subnet_id, owner=origin, prev_value=previous, value=value)
 
 
-# --- stakes and rewards
-# ------------------------------------------------------------------------------------------
+# --- stakes and rewards ----------------------------------------------------------------------------------------------
 
 
 def update_min_max_stake(ctx: Context, origin: bytes, *, subnet_id: int, min: int, max: int) -> None:
@@ -308,8 +305,7 @@ def update_delegate_stake_percentage(ctx: Context, origin: bytes, *, subnet_id: 
     ctx.emit("SubnetDelegateStakeRewardsPercentageUpdate", subnet_id=subnet_id, owner=origin, value=value)
 
 
-# --- who may join before activation
-# ------------------------------------------------------------------------------
+# --- who may join before activation ----------------------------------------------------------------------------------
 
 
 def _authorize_registering(ctx: Context, origin: bytes, subnet_id: int) -> None:
@@ -339,8 +335,7 @@ def remove_initial_coldkeys(ctx: Context, origin: bytes, *, subnet_id: int, cold
     ctx.emit("RemoveSubnetRegistrationInitialColdkeys", subnet_id=subnet_id, owner=origin, coldkeys=coldkeys)
 
 
-# --- who may act
-# -------------------------------------------------------------------------------------------------
+# --- who may act -----------------------------------------------------------------------------------------------------
 
 
 def transfer_subnet_ownership(ctx: Context, origin: bytes, *, subnet_id: int, new_owner: bytes) -> None:

@@ -87,8 +87,7 @@ class _Paid:
         self.accounts: list[tuple[int, tuple[bytes, int]]] = []
 
 
-# --- the proposer
-# ------------------------------------------------------------------------------------------------
+# --- the proposer ----------------------------------------------------------------------------------------------------
 
 
 def _reward_proposer(ctx: Context, subnet_id: int, submission: dict[str, Any], ratio: int) -> None:
@@ -151,8 +150,7 @@ def _punish_rejection(ctx: Context, subnet_id: int, submission: dict[str, Any], 
                 nodes.remove(ctx, subnet_id, node_id)
 
 
-# --- the queue
-# ---------------------------------------------------------------------------------------------------
+# --- the queue -------------------------------------------------------------------------------------------------------
 
 
 def _grant_queue_wishes(ctx: Context, subnet_id: int, submission: dict[str, Any]) -> None:
@@ -169,8 +167,7 @@ def _grant_queue_wishes(ctx: Context, subnet_id: int, submission: dict[str, Any]
         ctx.emit("QueuedNodeRemoved", subnet_id=subnet_id, subnet_node_id=unwanted)
 
 
-# --- the nodes
-# ---------------------------------------------------------------------------------------------------
+# --- the nodes -------------------------------------------------------------------------------------------------------
 
 
 def _settle_node(
