@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,21 @@ from pydantic import ValidationError
 from trio_websocket import ConnectionClosed
 
 from mesh.devchain import scale as s
+from mesh.devchain import snapshot
 from mesh.devchain.chain import DevChain, DevChainConfig, ServerConfig
 from mesh.devchain.extrinsic import Refused
-from mesh.devchain.pallet import Call, Context
-from mesh.devchain.pallets import books, system
-from mesh.devchain.pallets.network import overwatch, stake, storage
+from mesh.devchain.overlay import root_of
+from mesh.devchain.pallet import Call, Context, StorageItem
+from mesh.devchain.pallets import balances, books, system
+from mesh.devchain.pallets.network import consensus, overwatch, owner, peers, stake, storage
+from mesh.devchain.pallets.network.errors import ERRORS
 from mesh.devchain.pool import PoolConfig
+from mesh.errors import ConfigError
 from tests.devchain.network.chain import COLDKEYS, HOTKEYS, OWNER, SUBNET, TENSOR, account, subnet_data
 from tests.devchain.network.chain import Chain as Network
 from tests.devchain.serving import ALICE, BOB, FUND, running
 from tests.devchain.signing import Signer
+from tests.devchain.test_operate import sealed
 from tests.devchain.test_runtime import events, planck_adds_up, refused, transfer
 from tests.devchain.test_server import bare
 
@@ -289,3 +295,56 @@ def test_a_long_epoch_is_not_tried_to_its_end() -> None:
     chain = DevChain(DevChainConfig(fund=FUND, epoch_length=5_000_000))
     chain.set_storage({storage.TotalNodes.key(): storage.TotalNodes.value.encode(1)})
     assert chain.best.number == 1
+
+
+@pytest.mark.parametrize("item", [balances.TOTAL_ISSUANCE, books.HELD])
+def test_a_snapshot_whose_books_do_not_fit_its_balances_is_refused(chain: DevChain, item: StorageItem) -> None:
+    """With no issuance no fee can be taken, with nothing held no slash: the chain would stop at the first."""
+    chain.set_storage({storage.AccountSubnetStake.key(BOB.address, 1): storage.AccountSubnetStake.value.encode(30)})
+    before = chain.best
+    content = snapshot._body.decode_all(snapshot.check_digest(chain.snapshot()))
+    state = {**dict(content["state"]), item.key(): item.value.encode(chain.get(item) - 1)}
+    last = content["blocks"][-1]
+    header = {**last["header"], "state_root": root_of(state.items())}
+    blocks = [*content["blocks"][:-1], {**last, "header": header}]
+    body = snapshot._body.encode({**content, "blocks": blocks, "state": sorted(state.items())})
+    with pytest.raises(ConfigError, match="not what its books say"):
+        chain.restore(sealed(body))
+    assert chain.best is before
+
+
+def test_a_snapshot_is_read_once_however_many_attest() -> None:
+    """Decoding all nodes of a submission for each attestation made an epoch of a large subnet longer than an epoch."""
+    net = Network()
+    net.make_active()
+    net.to_slot(2, elect=1)
+    net.next_block()
+    net.propose(1, {1: 1, 2: 1, 3: 1}, args=b"a proposal of this test")
+    before = consensus._snapshot_ids.cache_info()
+    net.attest(2)
+    net.attest(3)
+    after = consensus._snapshot_ids.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
+    attests = net.get(storage.SubnetConsensusSubmission, SUBNET, 2)["attests"]
+    assert [(node, entry["block"]) for node, entry in attests.items()] == [
+        (1, net.block),
+        (2, net.block),
+        (3, net.block),
+    ]
+
+
+def test_no_call_fails_with_an_error_that_the_pallet_does_not_declare() -> None:
+    """One that is not declared has no index, and its extrinsic could be in no block."""
+    declared = set(ERRORS)
+    package = Path(overwatch.__file__).parent
+    named: set[str] = set()
+    for path in package.glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("Dispatch", "Limit"):
+                first = call.args[0]
+                named |= {first.value} if isinstance(first, ast.Constant) else set()
+    named |= {limit.error for setting in owner.SETTINGS for limit in setting.limits}
+    named |= {text.error for text in owner.TEXTS if text.error}
+    named |= {error for role in peers.Role for error in (role.invalid, role.taken)}
+    assert len(named) > 90
+    assert named <= declared, named - declared
