@@ -50,6 +50,8 @@ class ServerConfig(BaseModel):
     max_batch: int = Field(default=64, ge=1)
     max_keys: int = Field(default=1000, ge=1)
     """Storage keys in one answer or one request."""
+    max_watched_keys: int = Field(default=10_000, ge=1)
+    """Storage keys that all subscriptions of one connection watch together; each block looks for them."""
     max_new_blocks: int = Field(default=10_000, ge=1)
     """Blocks that one dev_newBlock may ask for."""
     allowed_hosts: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from mesh.devchain import snapshot
 from mesh.devchain.chain import DevChain, DevChainConfig, ServerConfig
 from mesh.devchain.extrinsic import Refused
 from mesh.devchain.overlay import root_of
-from mesh.devchain.pallet import Call, Context, StorageItem
+from mesh.devchain.pallet import Call, Context, Pays, StorageItem
 from mesh.devchain.pallets import balances, books, system
 from mesh.devchain.pallets.network import consensus, overwatch, owner, peers, stake, storage
 from mesh.devchain.pallets.network.errors import ERRORS
@@ -348,3 +348,37 @@ def test_no_call_fails_with_an_error_that_the_pallet_does_not_declare() -> None:
     named |= {error for role in peers.Role for error in (role.invalid, role.taken)}
     assert len(named) > 90
     assert named <= declared, named - declared
+
+
+async def test_the_keys_that_a_connection_watches_are_bounded_and_given_back() -> None:
+    limits = ServerConfig(max_watched_keys=5)
+    async with running(server=limits) as (_, url), bare(url) as client:
+        three = ["0x" + bytes([n]).hex() for n in range(3)]
+        ident = await client.get("state_subscribeStorage", three)
+        assert await client.code("state_subscribeStorage", three) == -32006
+        assert await client.get("state_unsubscribeStorage", ident) is True
+        await client.get("state_subscribeStorage", three * 9)
+
+
+async def test_an_answer_that_json_would_blow_up_is_refused() -> None:
+    """An array of numbers takes twenty times its bytes of memory until it is sent."""
+    limits = ServerConfig(max_outgoing_bytes=1024 * 1024)
+    async with running(server=limits) as (chain, url), bare(url) as client:
+        zero = {**storage.SubnetsData.value.zero(), "description": bytes(200_000)}
+        chain.set_storage({storage.SubnetsData.key(1): storage.SubnetsData.value.encode(zero)})
+        assert await client.code("network_getSubnetInfo", 1) == 1
+        assert len(await client.get("state_call", "NetworkRuntimeApi_get_subnet_info", "0x01000000")) > 400_000
+
+
+def test_a_reveal_without_news_costs_its_fee() -> None:
+    net = Network(genesis={"OverwatchMinStakeBalance": 0})
+    net.make_active()
+    net.to_block(20)
+    net.call("register_overwatch_node", COLDKEYS[0], hotkey=account(1), stake_to_be_added=TENSOR)
+    commits = [{"subnet_id": SUBNET, "weight": overwatch.commitment(7, b"salt")}]
+    commit = {"overwatch_node_id": 1, "commit_weights": commits}
+    assert net.call("commit_overwatch_subnet_weights", account(1), **commit) is Pays.NO
+    net.to_block(36)
+    reveals = [{"subnet_id": SUBNET, "weight": 7, "salt": b"salt"}]
+    for said, pays in ((reveals, Pays.NO), (reveals, Pays.YES), ([], Pays.YES)):
+        assert net.call("reveal_overwatch_subnet_weights", account(1), overwatch_node_id=1, reveals=said) is pays
