@@ -132,6 +132,9 @@ class DevChain:
         try:
             stored = self.store.block_at(0)
             if stored is None:
+                if config.network_genesis != DEV_GENESIS:
+                    start = {key: value for key, value in genesis.changes.items() if value is not None}
+                    self._check_goes_on(MemoryState(start), genesis, genesis_hash=genesis.hash)
                 self.store.append(genesis)
             elif stored.hash != genesis.hash:
                 raise ConfigError(
@@ -264,11 +267,16 @@ class DevChain:
         item's type, or with which the chain could not go on for an epoch.
         """
         self.check_settable(entries)
-        self._check_goes_on(self.state, self.best, set_storage=entries)
+        self._check_goes_on(self.state, self.best, genesis_hash=self.genesis_hash, set_storage=entries)
         return self.new_block(set_storage=entries)
 
     def _check_goes_on(
-        self, state: ReadState, parent: Block, *, set_storage: Mapping[bytes, bytes | None] | None = None
+        self,
+        state: ReadState,
+        parent: Block,
+        *,
+        genesis_hash: bytes,
+        set_storage: Mapping[bytes, bytes | None] | None = None,
     ) -> None:
         """Raise ConfigError unless an epoch of empty blocks (`MAX_TRIED_BLOCKS` at most) can follow: what a hook cannot
         bear would end the chain, at every start anew."""
@@ -276,7 +284,7 @@ class DevChain:
         try:
             for number in range(min(self.config.epoch_length + 1, MAX_TRIED_BLOCKS)):
                 builder = BlockBuilder(
-                    self.runtime, scratch, parent=parent, genesis_hash=self.genesis_hash, now_ms=self._next_ms(scratch)
+                    self.runtime, scratch, parent=parent, genesis_hash=genesis_hash, now_ms=self._next_ms(scratch)
                 )
                 if number == 0 and set_storage:
                     builder.set_storage(set_storage)
@@ -319,7 +327,7 @@ class DevChain:
         """
         given = snapshot.read(raw, genesis_hash=self.genesis_hash, runtime=self.runtime)
         head, number = given.blocks[-1], given.blocks[-1].number
-        self._check_goes_on(MemoryState(given.state), head)
+        self._check_goes_on(MemoryState(given.state), head, genesis_hash=self.genesis_hash)
         kept = max(self.best.number - self.config.history_blocks, self.store.history_from) <= number
         if self.store.hash_of(number) == head.hash and kept:
             self.store.cut(number)

@@ -84,11 +84,11 @@ def _unhex(value: Any, *, length: int | None = None) -> bytes:
 def _number(value: Any) -> int:
     if isinstance(value, str):
         try:
-            return int(value, 16 if value.startswith("0x") else 10)
+            value = int(value, 16 if value.startswith("0x") else 10)
         except ValueError:
             value = None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RpcRefusal(INVALID_PARAMS, "Invalid params: a number is wanted")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise RpcRefusal(INVALID_PARAMS, "Invalid params: a number below 2**64 is wanted")
     return value
 
 

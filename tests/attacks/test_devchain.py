@@ -16,6 +16,7 @@ from mesh.devchain import scale as s
 from mesh.devchain import snapshot
 from mesh.devchain.chain import DevChain, DevChainConfig, ServerConfig
 from mesh.devchain.extrinsic import Refused
+from mesh.devchain.genesis import read_genesis
 from mesh.devchain.overlay import root_of
 from mesh.devchain.pallet import Call, Context, Pays, StorageItem
 from mesh.devchain.pallets import balances, books, system
@@ -179,6 +180,8 @@ async def test_no_request_ends_the_connection_by_what_it_asks() -> None:
             ["chain_getBlockHash", [[1]]],
             ["state_getKeysPaged", {}, 1],
             ["chain_getHeader", "0x00"],
+            ["state_getKeysPaged", "0x", "0x" + "9" * 5000],  # more digits than Python prints
+            ["dev_setStorage", {"Network": {"TotalNodes": "0x" + "9" * 5000}}],
         ):
             assert await client.code(*params) == -32602, params
         assert await client.get("system_chain") == "mesh dev chain"
@@ -382,3 +385,16 @@ def test_a_reveal_without_news_costs_its_fee() -> None:
     reveals = [{"subnet_id": SUBNET, "weight": 7, "salt": b"salt"}]
     for said, pays in ((reveals, Pays.NO), (reveals, Pays.YES), ([], Pays.YES)):
         assert net.call("reveal_overwatch_subnet_weights", account(1), overwatch_node_id=1, reveals=said) is pays
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "0x" + "9" * 5000])
+def test_a_number_of_endless_digits_in_a_genesis_file(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "genesis.toml"
+    path.write_text(f"[fund]\n{ALICE.hex} = {number}\n")
+    with pytest.raises(ConfigError, match="too many digits"):
+        read_genesis(path)
+
+
+def test_a_genesis_after_which_no_block_could_come_is_refused() -> None:
+    with pytest.raises(ConfigError, match="could not make block 1"):
+        DevChain(DevChainConfig(network_genesis={"SwapQueueOrder": [1]}))
