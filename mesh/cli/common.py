@@ -23,6 +23,7 @@ import trio
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
+from mesh.cli.hints import hint_for
 from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES
 from mesh.errors import (
     ConfigError,
@@ -88,68 +89,10 @@ def single_cause(error: BaseException) -> BaseException:
     return error
 
 
-HINTS = {
-    "MinStakeNotReached": "stake more: --stake_to_be_added must reach the subnet's least stake",
-    "MaxStakeReached": "stake less: the subnet has a largest stake per node",
-    "NotEnoughBalanceToStake": "the coldkey does not hold this much besides its fees; send it TENSOR first",
-    "NotEnoughBalanceToRegisterSubnet": "the coldkey cannot pay the registration cost; send it TENSOR first",
-    "NotEnoughBalance": "the account does not hold this much; send it TENSOR first",
-    "CostGreaterThanMaxCost": "registering costs more right now: wait, or raise --max_cost",
-    "SubnetNameExist": "another subnet has this name: choose another --name",
-    "SubnetRepoExist": "another subnet has this repo: choose another --repo",
-    "SubnetActivationConditionsNotMetYet": "it takes at least 3 nodes and enough delegated stake",
-    "NotSubnetOwner": "only the coldkey that registered the subnet may do this",
-    "ColdkeyRegistrationWhitelist": "before activation only the subnet's initial coldkeys may register nodes",
-    "InvalidSubnetRegistrationInitialColdkeys": "--initial_coldkeys takes 3 accounts or more; A=2 means two nodes",
-    "MaxRegisteredNodes": "this coldkey has registered as many nodes as it may",
-    "PeerIdExist": "a node with this peer id is registered already: make new keys",
-    "BootnodePeerIdExist": "a node with this bootnode peer id is registered already: make new keys",
-    "ClientPeerIdExist": "a node with this client peer id is registered already: make new keys",
-    "PeerIdsMustBeUnique": "the three peer ids of a node must differ",
-    "HotkeyHasOwner": "this hotkey is in use already: make a new one with keygen",
-    "ColdkeyMatchesHotkey": "coldkey and hotkey must be different accounts",
-    "MaxBurnAmountExceeded": "registering burns more right now: wait, or raise --max_burn_amount",
-    "TxRateLimitExceeded": "too soon after the last transaction: wait a block",
-    "Paused": "the chain takes no calls at the moment",
-    "NotKeyOwner": "only the coldkey that owns the hotkey may do this",
-    "InvalidSubnetId": "there is no such subnet: see `mesh subnet list`",
-    "InvalidSubnetNodeId": "there is no such node: see `mesh node list`",
-    "SubnetMustBeActive": "the subnet is not active",
-    "SubnetMustBePaused": "the subnet is not paused",
-    "SubnetIsPaused": "the subnet is paused",
-    "SubnetMustBeRegistering": "only before the subnet is activated",
-    "SubnetPauseCooldownActive": "the last pause was too short a time ago",
-    "MinSubnetRegistrationEpochsNotMet": "the subnet was registered too short a time ago: wait some epochs",
-    "ElectedValidatorCannotUnstake": "the node is elected for this epoch: try again in the next",
-    "ElectedValidatorCannotRemove": "the node is elected for this epoch: try again in the next",
-    "MinActiveNodeStakeEpochs": "the node has not been active for long enough to unstake",
-    "NotEnoughStakeToWithdraw": "there is not so much: see `mesh stake list` and `mesh delegate list`",
-    "NoStakeUnbondingsOrCooldownNotMet": "nothing has cooled down yet: see `mesh stake list`",
-    "MaxUnlockingsReached": "too many withdrawals are cooling down: claim some first with `mesh stake claim`",
-    "MinDelegateStakeDepositNotReached": "delegate more",
-    "MustUnstakeToRegister": "the hotkey still has stake from before: `mesh stake remove --all` first",
-    "SurpassesMaxRewardRateDecrease": "the share may fall only a little at a time",
-    "MaxRewardRateUpdates": "the share was changed too short a time ago",
-    "DelegateStakePercentageUpdateTooSoon": "the share was changed too short a time ago",
-    "DelegateStakePercentageAbsDiffTooLarge": "the share may change only a little at a time",
-    "NotCommitPeriod": "this part of the overwatch epoch is for reveals: see `mesh overwatch show`",
-    "NotRevealPeriod": "this part of the overwatch epoch is for commits: see `mesh overwatch show`",
-    "ColdkeyNotOverwatchQualified": "the coldkey's nodes are too few, too young or too little trusted for overwatch",
-    "OverwatchEpochIsZero": "overwatch begins with the second overwatch epoch",
-    "SwapCallNotFound": "the swap was carried out already: see `mesh delegate list`",
-    "IdentityTaken": "another coldkey has this name: choose another --name",
-    "TooManyBootnodes": "remove some bootnodes first",
-    "InvalidAccess": "only the owner and the accounts it allowed may change bootnodes",
-    "NoPendingSubnetOwner": "the subnet was not offered to anybody",
-    "NotPendingSubnetOwner": "the subnet was offered to another account",
-}
-"""What a staker can do about a pallet error."""
-
-
 def sentence(error: BaseException) -> str:
     """An error as a person reads it."""
     if isinstance(error, ExtrinsicFailed):
-        hint = HINTS.get(error.name)
+        hint = hint_for(error.name)
         return f"the chain refused it ({error}){': ' + hint if hint else ''}"
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name!r} is not installed: pip install 'mesh-subnets[subnets]'"

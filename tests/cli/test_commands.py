@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,22 @@ def test_the_one_cause_comes_out_of_nested_groups() -> None:
     assert single_cause(group) is wanted
 
 
-def test_every_hint_is_about_an_error_of_the_pallet() -> None:
-    from mesh.cli.common import HINTS
+OF_THE_RUNTIME = {"BelowMinimum", "NotExpendable", "FundsUnavailable", "InsufficientBalance"}
+NO_COMMANDS_FAULT = {"BalanceBurnError", "InvalidDelegateAccountParameters", "MaxSubnets", "SubnetEpochDataIsNone"}
+
+
+def test_every_hint_is_about_an_error_of_the_chain() -> None:
+    from mesh.cli.hints import HINTS
     from mesh.devchain.pallets.network.errors import ERRORS
 
-    assert set(HINTS) <= set(ERRORS)
+    assert set(HINTS) <= set(ERRORS) | OF_THE_RUNTIME
+
+
+def test_whatever_the_chain_refuses_a_command_has_a_hint() -> None:
+    from mesh.cli.hints import hint_for
+    from mesh.devchain.pallets import network
+
+    files = [path for path in Path(network.__file__).parent.glob("*.py") if path.name != "consensus.py"]  # of nodes
+    raised = {name for path in files for name in re.findall(r'(?:Dispatch|Limit)\(\s*"(\w+)"', path.read_text())}
+    assert len(raised) > 80
+    assert {name for name in raised if hint_for(name) is None} <= NO_COMMANDS_FAULT
