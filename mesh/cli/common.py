@@ -34,7 +34,7 @@ from mesh.errors import (
     RemoteFailure,
     WorkerError,
 )
-from mesh.identity import AccountKey
+from mesh.identity import AccountKey, parse_address
 from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
@@ -277,7 +277,10 @@ async def open_chain(
     try:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(options.chain_timeout) as waiting:
-                await nursery.start(chain.run)
+                async with trio.open_nursery() as patience:
+                    patience.start_soon(_say_that_it_waits, options)
+                    await nursery.start(chain.run)
+                    patience.cancel_scope.cancel()
             if waiting.cancelled_caught:
                 raise ChainUnavailable(
                     f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
@@ -289,6 +292,19 @@ async def open_chain(
         raise single_cause(group) from None  # so that a caller can catch what it knows
 
 
+_QUIET_WAIT_S = 2.0
+"""A command that waits for longer says for what."""
+
+
+async def _say_that_it_waits(options: ChainOptions) -> None:
+    await trio.sleep(_QUIET_WAIT_S)
+    print(
+        f"waiting for the chain at {', '.join(options.urls())}, for {options.chain_timeout:g} s at most "
+        "(--chain-timeout)",
+        file=sys.stderr,
+    )
+
+
 _MAX_AMOUNT_CHARS = 80
 _UNITS = {"": 18, "tensor": 18, "planck": 0}
 
@@ -298,7 +314,10 @@ def planck(text: str, *, name: str) -> int:
     a unit is TENSOR. Raises ConfigError."""
     found = _AMOUNT.fullmatch(text.strip()) if len(text) <= _MAX_AMOUNT_CHARS else None
     if found is None or found["unit"].lower() not in _UNITS:
-        raise ConfigError(f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck")
+        commas = ", without commas" if "," in text else ""
+        raise ConfigError(
+            f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck{commas}"
+        )
     digits = _UNITS[found["unit"].lower()]
     fraction = (found["fraction"] or "").rstrip("0")
     if len(fraction) > digits:
@@ -334,8 +353,18 @@ def share(text: str, *, name: str) -> int:
         or not 0 <= value <= ONE
         or value != value.to_integral_value()
     ):
-        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
+        percent = f" (or do you mean {text}%?)" if value.is_finite() and ONE < value <= 100 * ONE else ""
+        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals{percent}")
     return int(value)
+
+
+def receiver(text: str) -> bytes:
+    """An account that is to get something. Raises KeyFileError, or ConfigError for the account of all zeros: nobody
+    has its key, so that what it holds is lost."""
+    account = parse_address(text)
+    if not any(account):
+        raise ConfigError(f"{text} belongs to nobody, and what is sent there is lost: give another address")
+    return account
 
 
 def read_toml(path: Path | None) -> dict[str, Any]:

@@ -356,8 +356,8 @@ def _path(genesis: bytes, epoch: int, node_id: int) -> Path:
 
 def _read(path: Path, epoch: int) -> _Commitment:
     try:
-        return _Commitment.model_validate_json(read_secret(path))
+        return _Commitment.model_validate_json(read_secret(path, when_missing="only there is the salt it takes"))
     except KeyFileError as error:
-        raise CallRefused(f"nothing was committed from this machine in overwatch epoch {epoch} ({error})") from error
+        raise CallRefused(f"nothing was committed from this machine in overwatch epoch {epoch}: {error}") from error
     except ValidationError as error:
         raise CallRefused(f"{path} is damaged: {error.errors(include_input=False)[0]['msg']}") from error

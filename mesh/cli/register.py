@@ -15,7 +15,7 @@ from mesh.chain.types import NodeClass
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
 from mesh.cli.common import ChainOptions, open_chain, planck, run_until_signalled, share
 from mesh.cli.keyfiles import account_in
-from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
+from mesh.cli.keys import HOTKEY_FILE, PEER_FILES, require_keys_dir
 from mesh.cli.subnet import coldkeys_of, require_owner
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, load_peer_key, parse_address
@@ -196,6 +196,7 @@ def register_node(
     }
     account = parse_address(hotkey) if hotkey else None
     if keys_dir is not None:
+        require_keys_dir(keys_dir)
         for name, file in PEER_FILES.items():
             if peers[name] is None and (name == "peer" or (keys_dir / file).exists()):
                 peers[name] = load_peer_key(keys_dir / file).peer_id
