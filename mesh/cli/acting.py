@@ -255,7 +255,9 @@ def one_line(value: object) -> str:
     if isinstance(value, bytes):
         if len(value) == 20:
             return checksum_address(value)
-        if value and all(32 <= byte < 127 for byte in value):
+        if not value:
+            return "''"
+        if all(32 <= byte < 127 for byte in value):
             return printable(value.decode("ascii"), 256)
         return f"0x{value[:_SHOWN_BYTES].hex()}{'…' if len(value) > _SHOWN_BYTES else ''}"
     if isinstance(value, Mapping):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mesh.chain import calls
 from mesh.chain.calls import OWNER_SHARES
 from mesh.chain.checks import tensor_text
+from mesh.chain.types import SubnetState
 from mesh.cli.acting import ActOptions, Plan, Step, act
 from mesh.cli.common import ChainOptions, open_chain, planck, receiver, run_until_signalled, share
 from mesh.cli.tables import facts, table
@@ -390,7 +391,7 @@ async def _facts(chain: Chain, subnet_id: int, *, deep: bool = False) -> dict[st
     return known | {
         "owner": None if info.owner is None else checksum_address(info.owner),
         "slot": info.slot,
-        "start_epoch": info.start_epoch,
+        "start_epoch": None if info.state is SubnetState.REGISTERED else info.start_epoch,
         "min_stake_planck": str(info.min_stake_planck),
         "max_stake_planck": str(info.max_stake_planck),
         "staked_planck": str(await number("TotalSubnetStake")),
