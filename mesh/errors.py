@@ -135,10 +135,6 @@ class ChainUnavailable(ChainError):
     """No chain RPC answered in time; retryable."""
 
 
-class StatePruned(ChainError):
-    """The node keeps the state of this block no more; one that keeps all of it (an archive node) can be asked."""
-
-
 class WrongChain(ChainError):
     """The URL leads to another chain than expected (genesis hash, dialect, or not a local chain)."""
 

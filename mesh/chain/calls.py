@@ -252,18 +252,18 @@ def claim_unbondings() -> Call:
     return Call("claim_unbondings", {})
 
 
-Pool = int | NodeRef
-"""A delegate pool: a subnet's own by its real id, or one node's."""
+PoolKey = int | NodeRef
+"""Which delegate pool: a subnet's own by its real id, or one node's."""
 
 
-def delegate(pool: Pool, *, amount_planck: int) -> Call:
+def delegate(pool: PoolKey, *, amount_planck: int) -> Call:
     """Buy shares of a pool."""
     if isinstance(pool, NodeRef):
         return Call("add_to_node_delegate_stake", {**pool.args(), "node_delegate_stake_to_be_added": amount_planck})
     return Call("add_to_delegate_stake", {"subnet_id": pool, "stake_to_be_added": amount_planck})
 
 
-def undelegate(pool: Pool, *, shares: int) -> Call:
+def undelegate(pool: PoolKey, *, shares: int) -> Call:
     """Sell shares of a pool; the planck can be claimed after the cooldown."""
     if isinstance(pool, NodeRef):
         args = {**pool.args(), "node_delegate_stake_shares_to_be_removed": shares}
@@ -271,7 +271,7 @@ def undelegate(pool: Pool, *, shares: int) -> Call:
     return Call("remove_delegate_stake", {"subnet_id": pool, "shares_to_be_removed": shares})
 
 
-def transfer_delegation(pool: Pool, to: bytes, *, shares: int) -> Call:
+def transfer_delegation(pool: PoolKey, to: bytes, *, shares: int) -> Call:
     """Give shares of a pool to another account."""
     if isinstance(pool, NodeRef):
         args = {**pool.args(), "to_account_id": to, "node_delegate_stake_shares_to_transfer": shares}
@@ -280,14 +280,14 @@ def transfer_delegation(pool: Pool, to: bytes, *, shares: int) -> Call:
     return Call("transfer_delegate_stake", args)
 
 
-def donate(pool: Pool, *, amount_planck: int) -> Call:
+def donate(pool: PoolKey, *, amount_planck: int) -> Call:
     """Give planck to all who hold shares of a pool; it cannot be taken back."""
     if isinstance(pool, NodeRef):
         return Call("donate_node_delegate_stake", {**pool.args(), "amount": amount_planck})
     return Call("donate_delegate_stake", {"subnet_id": pool, "amount": amount_planck})
 
 
-def swap_delegation(source: Pool, target: Pool, *, shares: int) -> Call:
+def swap_delegation(source: PoolKey, target: PoolKey, *, shares: int) -> Call:
     """Move shares from a pool to another; it waits in the chain's swap queue."""
     if isinstance(source, NodeRef):
         args: dict[str, object] = {
@@ -304,7 +304,7 @@ def swap_delegation(source: Pool, target: Pool, *, shares: int) -> Call:
     return Call("swap_delegate_stake", {**args, "to_subnet_id": target})
 
 
-def redirect_swap(swap_id: int, account: bytes, target: Pool, *, balance_planck: int) -> Call:
+def redirect_swap(swap_id: int, account: bytes, target: PoolKey, *, balance_planck: int) -> Call:
     """Send a swap that still waits in the queue to another pool."""
     if isinstance(target, NodeRef):
         fields = {"account_id": account, **_to(target), "balance": balance_planck}

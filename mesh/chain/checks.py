@@ -42,10 +42,10 @@ def require_at_most(wanted_planck: int, held_planck: int, *, what: str) -> None:
 
 
 def require_new_hotkey(hotkey: bytes, *, coldkey: bytes, owner: bytes | None) -> None:
-    """Raises CallRefused when a hotkey is its own coldkey or in use; `owner` is HotkeyOwner, zeros when it is free."""
+    """Raises CallRefused when a hotkey is its own coldkey or in use; `owner` is its coldkey, None when it has none."""
     if hotkey == coldkey:
         raise CallRefused("hotkey and coldkey are the same account: make a hotkey with `keygen --keys-dir DIR`")
-    if owner is not None and any(owner):
+    if owner is not None:
         raise CallRefused(
             f"the hotkey {checksum_address(hotkey)} is in use already by {checksum_address(owner)}: "
             "every node takes a new one, made with `keygen --keys-dir DIR`"

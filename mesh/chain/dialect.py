@@ -17,6 +17,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+from mesh.chain.checked import require_account, require_number
 from mesh.chain.info import NODE_INFO_S, NODE_INFO_W, SUBNET_INFO_S, SUBNET_INFO_W, Layout
 from mesh.chain.types import NodeClass, Score, Submission, SubnetInfo, SubnetNode, SubnetState
 from mesh.errors import CallRefused, ChainError, RemoteProtocolError, WrongChain
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=enum.Enum)
 
 PALLET: Final = "Network"
-_ACCOUNT_BYTES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +225,6 @@ def subnet_info(
 ) -> SubnetInfo:
     """From `SubnetsData` and the items beside it. Raises ChainError when a field is missing."""
     name = data.get("name")
-    if owner is not None and (not isinstance(owner, bytes) or len(owner) != _ACCOUNT_BYTES):
-        raise ChainError("the chain's subnet has an owner that is no account")
     return SubnetInfo(
         subnet_id=integer(data, "id"),
         friendly_id=integer(data, "friendly_id"),
@@ -234,9 +232,9 @@ def subnet_info(
         state=_member(SubnetState, data.get("state")),
         start_epoch=integer(data, "start_epoch"),
         slot=slot if isinstance(slot, int) else None,
-        owner=owner,
-        min_stake_planck=_integer(min_stake, "least stake"),
-        max_stake_planck=_integer(max_stake, "largest stake"),
+        owner=None if owner is None else require_account(owner, "subnet owner"),
+        min_stake_planck=require_number(min_stake, "least stake"),
+        max_stake_planck=require_number(max_stake, "largest stake"),
     )
 
 
@@ -311,19 +309,13 @@ def peer_id_bytes(peer: PeerID) -> bytes:
 
 
 def integer(data: Mapping[str, object], name: str) -> int:
-    """A field that must be an integer. Raises ChainError."""
-    value = data.get(name)
-    if not isinstance(value, int):
-        raise ChainError(f"the chain's struct has no integer {name!r}; it has {', '.join(map(str, data))}")
-    return value
+    """A field that must be a number. Raises ChainError."""
+    return require_number(data.get(name), f"{name!r} in a struct of {', '.join(map(str, data))}")
 
 
 def account(data: Mapping[str, object], name: str) -> bytes:
     """A field that must be an account. Raises ChainError."""
-    value = data.get(name)
-    if not isinstance(value, bytes) or len(value) != _ACCOUNT_BYTES:
-        raise ChainError(f"the chain's struct has no account {name!r}; it has {', '.join(map(str, data))}")
-    return value
+    return require_account(data.get(name), f"{name!r} in a struct of {', '.join(map(str, data))}")
 
 
 def _required(value: int | None, what: str) -> int:
@@ -363,15 +355,9 @@ def _node(
         client_peer_id=_peer_of(node, "client_peer_info", node_id),
         node_class=_member(NodeClass, classification.get("node_class")),
         start_epoch=integer(classification, "start_epoch"),
-        stake_planck=_integer(stake, f"stake of node {node_id}"),
-        reputation=_integer(reputation, f"reputation of node {node_id}"),
+        stake_planck=require_number(stake, f"stake of node {node_id}"),
+        reputation=require_number(reputation, f"reputation of node {node_id}"),
     )
-
-
-def _integer(value: object, what: str) -> int:
-    if not isinstance(value, int):
-        raise ChainError(f"the chain tells no {what}")
-    return value
 
 
 def _member(members: type[M], name: object) -> M:

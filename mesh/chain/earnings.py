@@ -14,15 +14,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mesh.chain.checked import require_account, require_number
 from mesh.chain.client import Chain
 from mesh.chain.dialect import PALLET, submission
-from mesh.chain.reading import at_block
-from mesh.chain.types import BlockRef, EpochPosition, Event, Snapshot
+from mesh.chain.reading import block_at
+from mesh.chain.types import EpochPosition, Event, Snapshot
 from mesh.errors import ChainError
 
 MAX_BLOCKS: Final = 200_000
 """Blocks of one reading: about 10,000 epochs of 20, two weeks."""
-_ACCOUNT_BYTES: Final = 20
 
 
 class Cause(enum.StrEnum):
@@ -91,7 +91,9 @@ def paid_by_work(events: Sequence[Event], subnet_id: int) -> dict[int, int] | No
     """Planck by node id in the SubnetRewards event among these; None when there is none: nobody earned by work."""
     for event in events:
         if (event.pallet, event.name, event.fields.get("subnet_id")) == (PALLET, "SubnetRewards", subnet_id):
-            return {node_id: _amount(planck) for node_id, planck in _pairs(event.fields, "node_rewards")}
+            return {
+                node_id: require_number(planck, "reward") for node_id, planck in _pairs(event.fields, "node_rewards")
+            }
     return None
 
 
@@ -109,22 +111,22 @@ def _event_entries(events: Sequence[Event], before: Snapshot, after: Snapshot, e
         fields = event.fields
         if event.name == "SubnetRewards" and fields.get("subnet_id") == subnet_id:
             for node_id, planck in _pairs(fields, "node_rewards"):
-                yield entry(node_id, _amount(planck), Cause.WORK)
+                yield entry(node_id, require_number(planck, "reward"), Cause.WORK)
             for node_id, planck in _pairs(fields, "node_delegate_stake_rewards"):
-                yield entry(node_id, _amount(planck), Cause.NODE_DELEGATORS)
+                yield entry(node_id, require_number(planck, "reward"), Cause.NODE_DELEGATORS)
             for node_id, allocation in _pairs(fields, "node_delegate_account_allocations"):
-                yield entry(node_id, _amount(_pair(allocation)[1]), Cause.DELEGATE_ACCOUNT)
-            if planck := _amount(fields.get("delegate_stake_reward")):
+                yield entry(node_id, require_number(_pair(allocation)[1], "reward"), Cause.DELEGATE_ACCOUNT)
+            if planck := require_number(fields.get("delegate_stake_reward"), "reward"):
                 yield entry(None, planck, Cause.SUBNET_DELEGATORS)
         elif event.name == "Slashing" and fields.get("subnet_id") == subnet_id:
-            node = hotkeys.get(_account(fields.get("account_id")))
+            node = hotkeys.get(require_account(fields.get("account_id"), "slashed hotkey"))
             if node in there:
-                yield entry(node, -_amount(fields.get("amount")), Cause.SLASH)
+                yield entry(node, -require_number(fields.get("amount"), "slash"), Cause.SLASH)
         elif event.name in ("StakeAdded", "StakeRemoved") and fields.get("0") == subnet_id:
-            node = hotkeys.get(_account(fields.get("2")))
+            node = hotkeys.get(require_account(fields.get("2"), "staking hotkey"))
             if node in there:
                 sign, cause = (1, Cause.STAKED) if event.name == "StakeAdded" else (-1, Cause.UNSTAKED)
-                yield entry(node, sign * _amount(fields.get("3")), cause)
+                yield entry(node, sign * require_number(fields.get("3"), "stake"), cause)
 
 
 # --- a range of blocks ------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ async def read_earnings(
     id. `progress` hears up to which block all is read.
 
     Raises ChainError for a range that is empty, goes beyond the best block or has more than MAX_BLOCKS, and
-    StatePruned when the node keeps the state of one of them no more.
+    BlockUnavailable when the node keeps the state of one of them no more.
     """
     best = await chain.head()
     if not 1 <= first <= last <= best.number:
@@ -146,19 +148,19 @@ async def read_earnings(
         raise ChainError(f"{last - first + 1} blocks are more than the {MAX_BLOCKS} of one reading: take them in parts")
     slot, length = (await chain.subnet(subnet_id, best.hash)).slot, chain.epoch_length
     known = await _snapshot(chain, subnet_id, first - 1)
-    for number in _settlements(first, last, slot=slot, length=length):
-        assert slot is not None
-        before = await _snapshot(chain, subnet_id, number - 1)
+    for block in _settlements(first, last, slot=slot, length=length):
+        assert slot is not None  # without one there are no settlements
+        before = await _snapshot(chain, subnet_id, block - 1)
         async for entry in _between(chain, known, before, slot=slot):
             yield entry
-        known = await _snapshot(chain, subnet_id, number)
-        epoch = EpochPosition.of(number, slot=slot, length=length).epoch - 1
+        known = await _snapshot(chain, subnet_id, block)
+        epoch = EpochPosition.of(block, slot=slot, length=length).epoch - 1
         raw = await chain.storage(PALLET, "SubnetConsensusSubmission", subnet_id, epoch, at=before.block.hash)
         proposer = submission(raw).proposer_node_id if isinstance(raw, Mapping) else None
-        events = await at_block(number, chain.events(known.block.hash))
+        events = await chain.events(known.block.hash)
         for entry in settlement_entries(events, before=before, after=known, epoch=epoch, proposer=proposer):
             yield entry
-        progress(number)
+        progress(block)
     async for entry in _between(chain, known, await _snapshot(chain, subnet_id, last), slot=slot):
         yield entry
     progress(last)
@@ -176,11 +178,11 @@ async def _between(chain: Chain, known: Snapshot, now: Snapshot, *, slot: int | 
     """What happened in the blocks after `known` up to `now`, none of which settles anything."""
     if _stakes(known) == _stakes(now):
         return
-    for number in range(known.block.number + 1, now.block.number + 1):
-        after = now if number == now.block.number else await _snapshot(chain, now.subnet_id, number)
+    for block in range(known.block.number + 1, now.block.number + 1):
+        after = now if block == now.block.number else await _snapshot(chain, now.subnet_id, block)
         if _stakes(after) != _stakes(known):
-            events = await at_block(number, chain.events(after.block.hash))
-            epoch = EpochPosition.of(number, slot=slot or 0, length=chain.epoch_length).epoch
+            events = await chain.events(after.block.hash)
+            epoch = EpochPosition.of(block, slot=slot or 0, length=chain.epoch_length).epoch
             for entry in settlement_entries(events, before=known, after=after, epoch=epoch, proposer=None):
                 yield entry
         known = after
@@ -191,8 +193,7 @@ def _stakes(snapshot: Snapshot) -> Mapping[int, int]:
 
 
 async def _snapshot(chain: Chain, subnet_id: int, number: int) -> Snapshot:
-    block = BlockRef(number, await chain.block_hash(number))
-    return await at_block(number, chain.snapshot(subnet_id, block))
+    return await chain.snapshot(subnet_id, await block_at(chain, number))
 
 
 # --- checked reading --------------------------------------------------------------------------------------------
@@ -204,22 +205,10 @@ def _pairs(fields: Mapping[str, object], name: str) -> Iterator[tuple[int, objec
         raise ChainError(f"the chain's SubnetRewards event has no list {name!r}")
     for item in items:
         node_id, value = _pair(item)
-        yield _amount(node_id), value
+        yield require_number(node_id, "node id"), value
 
 
 def _pair(value: object) -> tuple[object, object]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ChainError(f"the chain's event has {str(value)[:40]!r} where a pair belongs")
     return value[0], value[1]
-
-
-def _amount(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ChainError(f"the chain's event has {str(value)[:40]!r} where a number belongs")
-    return value
-
-
-def _account(value: object) -> bytes:
-    if not isinstance(value, bytes) or len(value) != _ACCOUNT_BYTES:
-        raise ChainError(f"the chain's event has {str(value)[:40]!r} where an account belongs")
-    return value

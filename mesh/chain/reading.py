@@ -6,14 +6,13 @@ Everything that must agree is read at one block, named by hash. Nothing here sig
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
 
 from mesh.chain import dialect as dialects
+from mesh.chain.checked import require_number
 from mesh.chain.client import Chain
 from mesh.chain.dialect import PALLET
-from mesh.chain.session import RpcRefused
 from mesh.chain.types import (
     ONE,
     BlockRef,
@@ -26,30 +25,12 @@ from mesh.chain.types import (
     SubnetState,
 )
 from mesh.chain.windows import MIN_LENGTH, Windows
-from mesh.errors import CallRefused, ChainError, StatePruned
-
-T = TypeVar("T")
-
-UNKNOWN_BLOCK: Final = 4003
-"""The JSON-RPC error of a node that has no state for a block it knows."""
+from mesh.errors import ChainError
 
 
-async def at_block(number: int, reading: Awaitable[T]) -> T:
-    """The result of reading at this block. Raises StatePruned when the node keeps that state no more."""
-    try:
-        return await reading
-    except RpcRefused as error:
-        if error.code != UNKNOWN_BLOCK:
-            raise
-        raise StatePruned(
-            f"the node keeps the state of block {number} no more ({error.message}): start at a later block, or ask a "
-            "node that keeps all of it"
-        ) from error
-
-
-async def block_at(chain: Chain, number: int | None) -> BlockRef:
-    """The block of this number, the best one for None. Raises ChainError when there is none yet."""
-    return await chain.head() if number is None else BlockRef(number, await chain.block_hash(number))
+async def block_at(chain: Chain, number: int) -> BlockRef:
+    """The block of this number. Raises BlockUnavailable when there is none yet."""
+    return BlockRef(number, await chain.block_hash(number))
 
 
 # --- the whole chain --------------------------------------------------------------------------------------------
@@ -85,7 +66,7 @@ async def read_overview(chain: Chain) -> Overview:
     return Overview(
         best=best,
         finalized=finalized,
-        timestamp_ms=_number(await chain.storage("Timestamp", "Now", at=best.hash), "Timestamp.Now"),
+        timestamp_ms=require_number(await chain.storage("Timestamp", "Now", at=best.hash), "timestamp"),
         epoch=best.number // chain.epoch_length,
         epoch_length=chain.epoch_length,
         subnets=dict(sorted(states.items())),
@@ -97,7 +78,7 @@ async def read_overview(chain: Chain) -> Overview:
 
 
 async def _total(chain: Chain, item: str, at: BlockRef) -> int:
-    return _number(await chain.storage(PALLET, item, at=at.hash), item)
+    return require_number(await chain.storage(PALLET, item, at=at.hash), item)
 
 
 # --- one epoch of a subnet --------------------------------------------------------------------------------------
@@ -168,9 +149,9 @@ async def read_epoch(
     chain: Chain, subnet_id: int, *, at: BlockRef | None = None, epoch: int | None = None
 ) -> EpochView:
     """An epoch (the block's own without one) of a subnet with this real id, as the state at `at` (the best block) has
-    it. Raises ChainError: no such subnet, or an epoch that has not begun; StatePruned."""
+    it. Raises ChainError: no such subnet, or an epoch that has not begun; BlockUnavailable."""
     block = at or await chain.head()
-    info = await at_block(block.number, chain.subnet(subnet_id, block.hash))
+    info = await chain.subnet(subnet_id, block.hash)
     position = EpochPosition.of(block.number, slot=info.slot or 0, length=chain.epoch_length)
     wanted = position.epoch if epoch is None else epoch
     if not 0 <= wanted <= position.epoch:
@@ -187,7 +168,9 @@ async def read_epoch(
         elected=elected if isinstance(elected, int) else None,
         proposal=dialects.submission(raw) if isinstance(raw, Mapping) else None,
         electable=electable(raw, snapshot, epoch=wanted),
-        least_ratio=_number(await chain.storage(PALLET, "MinAttestationPercentage", at=block.hash), "its least share"),
+        least_ratio=require_number(
+            await chain.storage(PALLET, "MinAttestationPercentage", at=block.hash), "least share of attestations"
+        ),
     )
 
 
@@ -197,7 +180,7 @@ def electable(submission: object, snapshot: Snapshot, *, epoch: int) -> tuple[in
     if isinstance(submission, Mapping):
         ids, nodes = submission.get("validator_ids"), submission.get("subnet_nodes")
         if isinstance(ids, list):
-            return tuple(sorted(_number(node_id, "validator id") for node_id in ids))
+            return tuple(sorted(require_number(node_id, "validator id") for node_id in ids))
         if isinstance(nodes, list):
             return tuple(sorted(dialects.integer(n, "id") for n in nodes if _is_validator(n, epoch)))
     return tuple(node.node_id for node in snapshot.validators(epoch))
@@ -210,9 +193,3 @@ def _is_validator(node: object, epoch: int) -> bool:
         and str(classification.get("node_class")).upper() == NodeClass.VALIDATOR.name
         and dialects.integer(classification, "start_epoch") <= epoch
     )
-
-
-def _number(value: object, what: str) -> int:
-    if not isinstance(value, int):
-        raise CallRefused(f"the chain's {what} is no number: {str(value)[:40]!r}")
-    return value

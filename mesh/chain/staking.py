@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from mesh.chain import calls
 from mesh.chain.calls import multiaddr_bytes, peer_struct
+from mesh.chain.checked import require_number
 from mesh.chain.client import Chain
 from mesh.chain.dialect import Call, peer_id_bytes
 from mesh.chain.types import FIRST_SUBNET_ID, ONE, PLANCK_PER_TENSOR, Receipt
@@ -144,7 +145,7 @@ def node_id_of(receipt: Receipt) -> int:
     for name in ("SubnetNodeRegistered", "SubnetNodeActivated"):
         for event in receipt.events:
             if event.name == name:
-                return _int(event.fields["subnet_node_id"])
+                return require_number(event.fields.get("subnet_node_id"), "new node id")
     raise ChainError("the node was registered, but the block has no event with its id: look with `mesh node list`")
 
 
@@ -152,11 +153,5 @@ def new_id(receipt: Receipt, event_name: str, field: str) -> int:
     """A field of the first event of this name. Raises ChainError when there is none."""
     for event in receipt.events:
         if event.name == event_name:
-            return _int(event.fields[field])
+            return require_number(event.fields.get(field), f"{field} of {event_name}")
     raise ChainError(f"the extrinsic is in block {receipt.block.number}, but made no {event_name} event")
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise ChainError(f"expected a number from the chain, got {value!r}")
-    return value

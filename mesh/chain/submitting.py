@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from mesh.chain.runtime import Era, SigningContext
 from mesh.chain.session import METHOD_NOT_FOUND, Found, RpcRefused, Session
 from mesh.chain.subscription import subscribe
 from mesh.chain.types import BlockRef, Receipt
-from mesh.errors import ChainError, ChainUnavailable, ExtrinsicFailed, ExtrinsicInvalid, ExtrinsicLost
+from mesh.errors import CallRefused, ChainError, ChainUnavailable, ExtrinsicFailed, ExtrinsicInvalid, ExtrinsicLost
 from mesh.identity import AccountKey
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,9 @@ class Intent:
     call: str
     until: int | None = None
     """The first block that must not contain it, as far as an era of four blocks or more can say it."""
+    says: tuple[str, Mapping[str, object]] | None = None
+    """What `raw` says by the metadata it was made with (runtime.decode_call): shown, agreed to, and the only thing that
+    is signed. Another runtime, or another node's metadata, may read the same bytes as another call."""
 
     @property
     def purpose(self) -> bytes:
@@ -278,6 +281,7 @@ class Submitter:
 
         def ask(s: Session) -> tuple[Metadata, SigningContext, Era]:
             session.refresh_runtime(s)
+            _require_same_meaning(intent, s.metadata)
             best, final = session.head(s), session.finalized(s)
             era = era_for(best, final, period=self._config.era_blocks, until=intent.until)
             birth = final if era.birth == final.number else best
@@ -459,6 +463,21 @@ class Submitter:
             lambda s: runtime.outcome(s.metadata, session.events(s, block.hash), index)
         )
         return Receipt(entry.extrinsic_hash, block, fee, events)
+
+
+def _require_same_meaning(intent: Intent, metadata: Metadata) -> None:
+    """Raises CallRefused when the bytes say by this metadata something else than they did when they were made."""
+    if intent.says is None:
+        return
+    try:
+        same = runtime.decode_call(metadata, intent.raw) == intent.says
+    except ChainError:
+        same = False
+    if not same:
+        raise CallRefused(
+            f"{intent.call}: by the metadata that the chain tells now, its bytes say something else than when it was "
+            "made (the runtime was upgraded, or another node tells another thing); nothing was signed: make it again"
+        )
 
 
 def era_for(best: BlockRef, final: BlockRef, *, period: int, until: int | None) -> Era:

@@ -14,7 +14,7 @@ from typing import Final, NoReturn, Protocol
 import trio
 import trio_websocket
 
-from mesh.chain.link import MAX_STRAY_MESSAGES, refusal
+from mesh.chain.link import MAX_STRAY_MESSAGES, parse_message, refusal
 from mesh.errors import ChainError, ChainUnavailable, first_leaf
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
@@ -120,9 +120,6 @@ async def _ping(websocket: trio_websocket.WebSocketConnection, config: SocketCon
 
 def _parse(message: str | bytes) -> dict[str, object]:
     try:
-        parsed = json.loads(message)
+        return parse_message(message)
     except (ValueError, RecursionError) as error:
-        raise ChainError(f"the chain's node sent what is no JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ChainError("the chain's node sent JSON that is no object")
-    return parsed
+        raise ChainError(f"the chain's node sent what is no JSON-RPC: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -28,6 +29,16 @@ from mesh.peer import PeerInfo
 
 _UNSIGNED = b"\x01" * runtime.SIGNATURE_BYTES
 """The signature of what is only priced: of the right length, and nobody can submit it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A call as it would be signed, read back from the very bytes."""
+
+    raw: bytes
+    call: str
+    """`Pallet.call`, in the dialect of the chain."""
+    args: dict[str, object]
 
 
 class SubstrateChain:
@@ -186,10 +197,12 @@ class SubstrateChain:
 
     async def estimate_fee(self, call: str, args: Mapping[str, object], signer: AccountKey) -> int:
         """What `submit` of the same would cost, in planck. Nothing valid is signed. Raises CallRefused."""
-        pallet, name = _split(call)
+        return await self.fee_of((await self.preview(call, args, signer)).raw, signer)
+
+    async def fee_of(self, raw: bytes, signer: AccountKey) -> int:
+        """What a call's bytes would cost, in planck. Nothing valid is signed."""
 
         def job(s: Session) -> int:
-            raw = session.encode_call(s, pallet, name, args, signer.account_id)
             nonce = session.next_nonce(s, signer.account_id)
             era = runtime.Era(session.head(s).number, self._config.era_blocks)
             context = SigningContext(s.version, s.genesis, s.genesis, nonce, era)
@@ -207,17 +220,22 @@ class SubstrateChain:
             account, url=here.url, chain_type=here.chain_type, genesis=here.genesis, said=self._config.test_chain
         )
 
-    async def preview(
-        self, call: str, args: Mapping[str, object], signer: AccountKey
-    ) -> tuple[bytes, dict[str, object]]:
-        """The bytes `submit` would sign, and their arguments decoded again from the bytes. Raises CallRefused."""
+    async def preview(self, call: str, args: Mapping[str, object], signer: AccountKey) -> Preview:
+        """What `submit` of the same would sign, for `submit_shown`. Raises CallRefused."""
         pallet, name = _split(call)
 
-        def job(s: Session) -> tuple[bytes, dict[str, object]]:
+        def job(s: Session) -> Preview:
             raw = session.encode_call(s, pallet, name, args, signer.account_id)
-            return raw, runtime.decode_call(s.metadata, raw)[1]
+            return Preview(raw, *runtime.decode_call(s.metadata, raw))
 
         return await self._connection.ask(job)
+
+    async def submit_shown(self, shown: Preview, signer: AccountKey) -> Receipt:
+        """`submit` of these very bytes: nothing is looked up or encoded again since they were shown. Raises the same,
+        CallRefused when the chain would read the bytes as anything but what was shown."""
+        self.require_may_sign(signer.account_id)
+        intent = Intent(shown.raw, shown.call, says=(shown.call, shown.args))
+        return await self._submitter.submit(intent, signer)
 
     async def submit(self, call: str, args: Mapping[str, object], signer: AccountKey) -> Receipt:
         """Sign, submit, wait until it is in a block: exactly once, also across a crash (submitting.py says how).
@@ -226,10 +244,7 @@ class SubstrateChain:
         ExtrinsicFailed, ExtrinsicLost, and ChainUnavailable when it is in no block within `submit_timeout_s` (it may
         still get there; the same call continues it).
         """
-        pallet, name = _split(call)
-        raw = await self._connection.ask(lambda s: session.encode_call(s, pallet, name, args, signer.account_id))
-        self.require_may_sign(signer.account_id)
-        return await self._submitter.submit(Intent(raw, call), signer)
+        return await self.submit_shown(await self.preview(call, args, signer), signer)
 
     async def propose(self, subnet_id: int, scores: Sequence[Score], *, args: bytes, hotkey: AccountKey) -> Receipt:
         """`propose_attestation`, in the dialect's form, for the subnet epoch of the best block and no other."""
@@ -247,7 +262,8 @@ class SubstrateChain:
             node_id = session.node_of_hotkey(s, subnet_id, hotkey.account_id) if s.dialect.needs_node_id else None
             call = build(s.dialect, node_id)
             raw = runtime.encode_call(s.metadata, PALLET, call.name, call.args)
-            return Intent(raw, f"{PALLET}.{call.name}", until=session.end_of_epoch(s, subnet_id))
+            says = runtime.decode_call(s.metadata, raw)
+            return Intent(raw, f"{PALLET}.{call.name}", until=session.end_of_epoch(s, subnet_id), says=says)
 
         intent = await self._connection.ask(job)
         self.require_may_sign(hotkey.account_id)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cyclopts import Parameter
 
 from mesh.chain.checks import require_funds
+from mesh.chain.dialect import PALLET
 from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled, single_cause
 from mesh.errors import ConfigError
 from mesh.identity import AccountKey, checksum_address
@@ -21,10 +22,11 @@ from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.dialect import Call
-    from mesh.chain.substrate import SubstrateChain
+    from mesh.chain.substrate import Preview, SubstrateChain
     from mesh.chain.types import Receipt
 
 _SHOWN_BYTES = 64
+_SHOWN_TEXT_BYTES = 256
 
 
 @Parameter(name="*")
@@ -107,29 +109,28 @@ def act(options: ActOptions | None, planner: Planner, *, signer: AccountKey | No
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A step as it would be signed: its arguments read back from the bytes, and what it costs."""
+    """A step as it would be signed: its call read back from the bytes, and what it costs."""
 
     step: Step
-    raw: bytes
-    args: Mapping[str, object]
+    preview: Preview
     fee_planck: int
 
     def values(self) -> dict[str, object]:
         """For programs."""
         return {
             "does": self.step.does,
-            "call": self.step.call.name,
-            "args": plain(self.args),
-            "bytes": "0x" + self.raw.hex(),
+            "call": self.preview.call.removeprefix(f"{PALLET}."),
+            "args": plain(self.preview.args),
+            "bytes": "0x" + self.preview.raw.hex(),
             "fee_planck": str(self.fee_planck),
         }
 
     def show(self) -> None:
-        """For people."""
-        print(self.step.does)
-        print(f"  {self.step.call.name if '.' in self.step.call.name else 'Network.' + self.step.call.name}")
-        for name, value in self.args.items():
-            print(f"    {name:<24} {one_line(value)}")
+        """For people. Every name and value here is the node's word: none may steer the terminal."""
+        print(_safe(self.step.does))
+        print(f"  {_safe(self.preview.call)}")
+        for name, value in self.preview.args.items():
+            print(f"    {_safe(name):<24} {one_line(value)}")
         print(f"  fee {self.fee_planck} planck")
 
 
@@ -163,7 +164,7 @@ async def _carry_out(
         await _ask(len(plan.steps))
     if plan.before is not None:
         plan.before()
-    receipts = await _submit(chain, signer, plan, options, begun)
+    receipts = await _submit(chain, signer, plan, shown, options, begun)
     outcome = await plan.after(chain, receipts) if plan.after is not None else Outcome()
     if options.json:
         print(jsonlib.dumps({**outcome.values, **paid(receipts), "calls": [each.values() for each in shown]}))
@@ -173,39 +174,52 @@ async def _carry_out(
 
 
 async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown:
-    raw, args = await chain.preview(step.call.name, step.call.args, signer)
-    return _Shown(step, raw, args, await chain.estimate_fee(step.call.name, step.call.args, signer))
+    preview = await chain.preview(step.call.name, step.call.args, signer)
+    return _Shown(step, preview, await chain.fee_of(preview.raw, signer))
 
 
 async def _submit(
-    chain: SubstrateChain, signer: AccountKey, plan: Plan, options: ActOptions, begun: list[Step]
+    chain: SubstrateChain,
+    signer: AccountKey,
+    plan: Plan,
+    shown: Sequence[_Shown],
+    options: ActOptions,
+    begun: list[Step],
 ) -> list[Receipt]:
     """One after the other: a later step may need what an earlier one did. The first that fails ends it, and what is
-    left undone is said. `begun` gets each step before it is sent."""
+    left undone is said. `begun` gets each step before it is sent.
+
+    What was shown is signed by its bytes: they are not made again, for the chain may have changed since.
+    """
+    receipts: list[Receipt] = []
+    steps = list(shown)
+    while len(receipts) < len(steps):
+        each = steps[len(receipts)]
+        begun.append(each.step)
+        try:
+            receipt = await chain.submit_shown(each.preview, signer)
+        except BaseException as error:
+            _say_undone(error, [left.step for left in steps], done=len(receipts))
+            raise
+        receipts.append(receipt)
+        # a program reads stdout when all is done; where a later step fails, this is what tells of the earlier ones
+        done = f"done in block {receipt.block.number}: {_safe(each.step.does)}"
+        print(done, file=sys.stderr if options.json else sys.stdout, flush=True)
+        if len(receipts) == len(shown) and plan.then is not None:
+            steps += [await _look(chain, signer, step) for step in await plan.then(chain, receipts)]
+    return receipts
+
+
+def _say_undone(error: BaseException, steps: Sequence[Step], *, done: int) -> None:
+    """What a person must know when the next of these steps did not come back with a receipt."""
     import trio
 
-    receipts: list[Receipt] = []
-    steps = list(plan.steps)
-    while len(receipts) < len(steps):
-        step = steps[len(receipts)]
-        begun.append(step)
-        try:
-            receipts.append(await chain.submit(step.call.name, step.call.args, signer))
-        except BaseException as error:
-            if isinstance(single_cause(error), trio.Cancelled):  # alone or in a group
-                print(
-                    f"stopped while this was sent, so look whether it was done before you do it again: {step.does}",
-                    file=sys.stderr,
-                )
-            elif len(steps) > 1:
-                for undone in steps[len(receipts) :]:
-                    print(f"not done: {undone.does}", file=sys.stderr)
-            raise
-        if not options.json:
-            print(f"done in block {receipts[-1].block.number}: {step.does}")
-        if len(receipts) == len(plan.steps) and plan.then is not None:
-            steps += await plan.then(chain, receipts)
-    return receipts
+    if isinstance(single_cause(error), trio.Cancelled):  # alone or in a group
+        text = "stopped while this was sent, so look whether it was done before you do it again"
+        print(f"{text}: {_safe(steps[done].does)}", file=sys.stderr)
+    elif len(steps) > 1:
+        for undone in steps[done:]:
+            print(f"not done: {_safe(undone.does)}", file=sys.stderr)
 
 
 def paid(receipts: Sequence[Receipt]) -> dict[str, object]:
@@ -251,17 +265,21 @@ def _key(key: object) -> str:
 
 
 def one_line(value: object) -> str:
-    """A decoded value in one line: accounts with checksum, printable bytes as text, long ones cut."""
+    """A decoded value in one line: accounts with checksum, printable bytes as text, long ones cut. Safe to print."""
     if isinstance(value, bytes):
         if len(value) == 20:
             return checksum_address(value)
         if not value:
             return "''"
         if all(32 <= byte < 127 for byte in value):
-            return printable(value.decode("ascii"), 256)
+            return _safe(value.decode("ascii"))
         return f"0x{value[:_SHOWN_BYTES].hex()}{'…' if len(value) > _SHOWN_BYTES else ''}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{one_line(key)}: {one_line(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple | set | frozenset):
         return "[" + ", ".join(one_line(each) for each in value) + "]"
-    return "-" if value is None else str(value)
+    return "-" if value is None else _safe(str(value))
+
+
+def _safe(text: str) -> str:
+    return printable(text, _SHOWN_TEXT_BYTES)

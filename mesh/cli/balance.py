@@ -6,8 +6,8 @@ import json as jsonlib
 
 from mesh.chain.checks import tensor_text
 from mesh.chain.portfolio import portfolio
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
-from mesh.identity import checksum_address, parse_address
+from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, read_chain
+from mesh.identity import checksum_address
 
 
 def balance(
@@ -24,27 +24,22 @@ def balance(
         address: Whose; default is the coldkey's.
         json: Print one JSON object, amounts in planck.
     """
-    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
-
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            has = await portfolio(client, account)
-        amounts = {
-            "free": has.free_planck,
-            "staked": sum(each.stake_planck for each in has.stakes),
-            "delegated": sum(each.worth_planck for each in has.delegations),
-            "cooling": sum(each.amount_planck for each in has.unbondings),
-            "claimable": has.claimable_planck,
-            "swapping": sum(each.balance_planck for each in has.swaps),
-            "delegate_account": has.delegate_account_planck,
-        }
-        if json:
-            values = {f"{name}_planck": str(amount) for name, amount in amounts.items()}
-            print(jsonlib.dumps({"address": checksum_address(account), "block": has.block.number, **values}))
-            return
-        print(f"{checksum_address(account)} at block {has.block.number}")
-        for name, amount in amounts.items():
-            if amount or name == "free":
-                print(f"  {name.replace('_', ' '):<17} {tensor_text(amount)}")
-
-    run_until_signalled(run)
+    account = account_meant(address, coldkey)
+    has = read_chain(chain, lambda client: portfolio(client, account))
+    amounts = {
+        "free": has.free_planck,
+        "staked": sum(each.stake_planck for each in has.stakes),
+        "delegated": sum(each.worth_planck for each in has.delegations),
+        "cooling": sum(each.amount_planck for each in has.unbondings),
+        "claimable": has.claimable_planck,
+        "swapping": sum(each.balance_planck for each in has.swaps),
+        "delegate_account": has.delegate_account_planck,
+    }
+    if json:
+        values = {f"{name}_planck": str(amount) for name, amount in amounts.items()}
+        print(jsonlib.dumps({"address": checksum_address(account), "block": has.block.number, **values}))
+        return
+    print(f"{checksum_address(account)} at block {has.block.number}")
+    for name, amount in amounts.items():
+        if amount or name == "free":
+            print(f"  {name.replace('_', ' '):<17} {tensor_text(amount)}")

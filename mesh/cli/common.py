@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import trio
 from cyclopts import App, Parameter
@@ -39,6 +39,8 @@ from mesh.rpc.frame import printable
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
+
+T = TypeVar("T")
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -305,6 +307,23 @@ async def _say_that_it_waits(options: ChainOptions) -> None:
     )
 
 
+def read_chain(options: ChainOptions | None, reading: Callable[[SubstrateChain], Awaitable[T]]) -> T:
+    """What `reading` makes of the chain, for commands that only look; a signal ends the command (exit code 130)."""
+    found: list[T] = []
+
+    async def run() -> None:
+        async with open_chain(options or ChainOptions()) as chain:
+            found.append(await reading(chain))
+
+    run_until_signalled(run)
+    return found[0]
+
+
+def account_meant(address: str | None, coldkey: ColdkeyOptions | None) -> bytes:
+    """Whose account a command looks at: that of --address, or the coldkey's. Raises KeyFileError when there is none."""
+    return parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
+
+
 _MAX_AMOUNT_CHARS = 80
 _UNITS = {"": 18, "tensor": 18, "planck": 0}
 
@@ -331,11 +350,11 @@ def planck(text: str, *, name: str) -> int:
 _AMOUNT = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:\.(?P<fraction>[0-9]+))?\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 
-def tensor(amount_planck: int) -> str:
-    """Planck as TENSOR with four decimals, for people."""
-    from mesh.chain.types import PLANCK_PER_TENSOR
-
-    return f"{Decimal(amount_planck) / PLANCK_PER_TENSOR:,.4f}"
+def amount_or_all(amount: str | None, *, everything: bool) -> int | None:
+    """What --amount AMOUNT or --all mean: planck, or None for everything. Raises ConfigError unless one is given."""
+    if (amount is None) == (not everything):
+        raise ConfigError("say how much: --amount AMOUNT or --all")
+    return None if amount is None else planck(amount, name="amount")
 
 
 def share(text: str, *, name: str) -> int:

@@ -10,16 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.chain import calls
-from mesh.chain.calls import NodeRef, Pool
+from mesh.chain.calls import NodeRef, PoolKey
 from mesh.chain.checks import require_at_most, tensor_text
-from mesh.chain.portfolio import pool_of, portfolio, shares_in, swap_queue
+from mesh.chain.portfolio import delegate_account_of, pool_of, portfolio, shares_in, swap_queue
 from mesh.chain.types import FIRST_SUBNET_ID
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, receiver, run_until_signalled
+from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, amount_or_all, planck, read_chain, receiver
 from mesh.cli.stake import cooling
 from mesh.cli.tables import table
 from mesh.errors import CallRefused, ConfigError
-from mesh.identity import AccountKey, parse_address
+from mesh.identity import AccountKey
 
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
@@ -37,7 +37,6 @@ def add(*, subnet_id: int, amount: str, node_id: int | None = None, options: Act
     amount_planck = planck(amount, name="amount")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         pool = await find_pool(chain, subnet_id, node_id)
         call = calls.delegate(pool, amount_planck=amount_planck)
         return Plan((Step(f"delegate {tensor_text(amount_planck)} to {_named(pool)}", call, amount_planck),))
@@ -66,7 +65,6 @@ def remove(
     chosen = _choice(amount, shares, all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         pool = await find_pool(chain, subnet_id, node_id, gone=True)
         count, worth = await _shares(chain, signer.account_id, pool, chosen)
         call = calls.undelegate(pool, shares=count)
@@ -101,7 +99,6 @@ def swap(
     chosen = _choice(amount, shares, all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         source = await find_pool(chain, subnet_id, node_id, gone=True)
         target = await find_pool(chain, to_subnet_id, to_node_id)
         if source == target:
@@ -125,7 +122,6 @@ def redirect(
     """
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         waiting = next((each for each in await swap_queue(chain) if each.swap_id == swap_id), None)
         if waiting is None or waiting.account != signer.account_id:
             raise CallRefused(f"no swap {swap_id} of {signer.address} waits: see `mesh delegate list`")
@@ -159,7 +155,6 @@ def transfer(
     chosen, target = _choice(amount, shares, all), receiver(to)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         if target == signer.account_id:
             raise CallRefused("the receiver is the signing account itself")
         pool = await find_pool(chain, subnet_id, node_id)
@@ -181,7 +176,6 @@ def donate(*, subnet_id: int, amount: str, node_id: int | None = None, options: 
     amount_planck = planck(amount, name="amount")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         pool = await find_pool(chain, subnet_id, node_id)
         if not (await pool_of(chain, pool)).balance_planck:
             raise CallRefused(f"{_named(pool)} is empty: nobody would get the donation")
@@ -198,14 +192,10 @@ def withdraw(*, amount: str | None = None, all: bool = False, options: ActOption
         amount: `100`, `100.5 TENSOR` or planck.
         all: All of it.
     """
-    if (amount is None) == (not all):
-        raise ConfigError("say how much: --amount AMOUNT or --all")
-    wanted = planck(amount, name="amount") if amount is not None else None
+    wanted = amount_or_all(amount, everything=all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
-        held = await chain.storage("Network", "AccountDelegateStake", signer.account_id)
-        has = held if isinstance(held, int) else 0
+        has = await delegate_account_of(chain, signer.account_id)
         amount_planck = has if wanted is None else wanted
         require_at_most(amount_planck, has, what="the delegate account's balance")
         call = calls.withdraw_delegate_account(amount_planck=amount_planck)
@@ -227,68 +217,58 @@ def show(
         address: Whose; default is the coldkey's.
         json: Print one JSON object.
     """
-    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
-
-    async def run() -> None:
-
-        async with open_chain(chain or ChainOptions()) as client:
-            has = await portfolio(client, account)
-        if json:
-            print(
-                jsonlib.dumps(
-                    {
-                        "block": has.block.number,
-                        "delegations": [
-                            {
-                                "subnet_id": each.subnet_id,
-                                "node_id": each.node_id,
-                                "shares": str(each.shares),
-                                "worth_planck": str(each.worth_planck),
-                            }
-                            for each in has.delegations
-                        ],
-                        "swaps": [
-                            {
-                                "swap_id": each.swap_id,
-                                "to_subnet_id": each.to_subnet_id,
-                                "to_node_id": each.to_node_id,
-                                "balance_planck": str(each.balance_planck),
-                                "due_block": each.due_block,
-                            }
-                            for each in has.swaps
-                        ],
-                        "delegate_account_planck": str(has.delegate_account_planck),
-                    }
-                )
-            )
-            return
-        table(
-            ("subnet", "node", "shares", "worth"),
-            [
-                (str(d.subnet_id), str(d.node_id or "-"), str(d.shares), tensor_text(d.worth_planck))
-                for d in has.delegations
+    account = account_meant(address, coldkey)
+    has = read_chain(chain, lambda client: portfolio(client, account))
+    if json:
+        said = {
+            "block": has.block.number,
+            "delegations": [
+                {
+                    "subnet_id": each.subnet_id,
+                    "node_id": each.node_id,
+                    "shares": str(each.shares),
+                    "worth_planck": str(each.worth_planck),
+                }
+                for each in has.delegations
             ],
-            empty="no delegations",
+            "swaps": [
+                {
+                    "swap_id": each.swap_id,
+                    "to_subnet_id": each.to_subnet_id,
+                    "to_node_id": each.to_node_id,
+                    "balance_planck": str(each.balance_planck),
+                    "due_block": each.due_block,
+                }
+                for each in has.swaps
+            ],
+            "delegate_account_planck": str(has.delegate_account_planck),
+        }
+        print(jsonlib.dumps(said))
+        return
+    table(
+        ("subnet", "node", "shares", "worth"),
+        [
+            (str(d.subnet_id), str(d.node_id or "-"), str(d.shares), tensor_text(d.worth_planck))
+            for d in has.delegations
+        ],
+        empty="no delegations",
+    )
+    for each in has.swaps:
+        target = f"node {each.to_node_id} of " if each.to_node_id else ""
+        print(
+            f"swap {each.swap_id}: {tensor_text(each.balance_planck)} to {target}subnet {each.to_subnet_id} "
+            f"from block {each.due_block} on"
         )
-        for each in has.swaps:
-            target = f"node {each.to_node_id} of " if each.to_node_id else ""
-            print(
-                f"swap {each.swap_id}: {tensor_text(each.balance_planck)} to {target}subnet {each.to_subnet_id} "
-                f"from block {each.due_block} on"
-            )
-        if has.delegate_account_planck:
-            print(f"delegate account: {tensor_text(has.delegate_account_planck)}, see `mesh delegate withdraw`")
-
-    run_until_signalled(run)
+    if has.delegate_account_planck:
+        print(f"delegate account: {tensor_text(has.delegate_account_planck)}, see `mesh delegate withdraw`")
 
 
 # --- shared -----------------------------------------------------------------------------------------------------
 
 
-async def find_pool(chain: Chain, subnet_id: int, node_id: int | None, *, gone: bool = False) -> Pool:
+async def find_pool(chain: Chain, subnet_id: int, node_id: int | None, *, gone: bool = False) -> PoolKey:
     """The pool the flags mean: a real subnet id, or a node. Raises ChainError or CallRefused when there is none;
     with `gone`, pools of what is not there any more are taken by their real id."""
-
     real = subnet_id
     if not gone or subnet_id < FIRST_SUBNET_ID:
         real = await chain.resolve_subnet_id(subnet_id)
@@ -299,7 +279,7 @@ async def find_pool(chain: Chain, subnet_id: int, node_id: int | None, *, gone: 
     return NodeRef(real, node_id)
 
 
-def _named(pool: Pool) -> str:
+def _named(pool: PoolKey) -> str:
     return f"subnet {pool}" if isinstance(pool, int) else f"node {pool.node_id} of subnet {pool.subnet_id}"
 
 
@@ -310,9 +290,10 @@ def _choice(amount: str | None, shares: int | None, everything: bool) -> tuple[i
     return (planck(amount, name="amount") if amount is not None else None), shares
 
 
-async def _shares(chain: Chain, account: bytes, pool: Pool, chosen: tuple[int | None, int | None]) -> tuple[int, str]:
+async def _shares(
+    chain: Chain, account: bytes, pool: PoolKey, chosen: tuple[int | None, int | None]
+) -> tuple[int, str]:
     """How many shares were meant and what they are worth, for people. Raises CallRefused for more than there are."""
-
     amount_planck, shares = chosen
     at = (await chain.head()).hash
     price, held = await pool_of(chain, pool, at=at), await shares_in(chain, account, pool, at=at)

@@ -286,16 +286,13 @@ async def _chain(client: SubstrateChain) -> Finding:
 
 
 async def _clock(client: Chain) -> Finding:
-    from mesh.node import CHAIN_STANDS_STILL_S, MAX_CLOCK_SKEW_S
+    from mesh.cli.readiness import clock_fault
 
     skew_s = SystemClock().now() - await client.timestamp_ms() / 1000
-    says = f"{skew_s:+.1f} s against the chain's last block"
-    if skew_s < -MAX_CLOCK_SKEW_S:
-        return Finding("clock", State.FAILS, says, "set this machine's clock right: a node would not start")
-    if skew_s > CHAIN_STANDS_STILL_S:
-        return Finding("clock", State.FAILS, says, "the chain stands still, or this machine's clock is ahead")
-    # The timestamp is the last block's: a right clock is up to a block time ahead of it.
-    return Finding("clock", State.OK, says)
+    fault = clock_fault(skew_s)
+    return Finding(
+        "clock", State.FAILS if fault else State.OK, f"{skew_s:+.1f} s against the chain's last block", fault or ""
+    )
 
 
 async def _on_chain(client: Chain, node: _Node, subnet_id: int | None, *, given: bool) -> AsyncIterator[Finding]:
@@ -384,8 +381,9 @@ def _registration(snapshot: Snapshot, node: _Node) -> Iterator[Finding]:
 
 def _class(node: SubnetNode) -> Finding:
     from mesh.chain.types import NodeClass
+    from mesh.cli.tables import share_text
 
-    says = f"{node.node_class.name.title()} since epoch {node.start_epoch}, reputation {node.reputation / 10**18:.3f}"
+    says = f"{node.node_class.name.title()} since epoch {node.start_epoch}, reputation {share_text(node.reputation)}"
     waits = {
         NodeClass.REGISTERED: "it is in the queue and earns nothing yet: keep it running",
         NodeClass.IDLE: "it becomes Included after some epochs, and earns nothing yet: keep it running",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mesh.chain.checks import tensor_text
-from mesh.cli.common import ChainOptions, Ends, open_chain, read_toml, run_until_signalled
+from mesh.cli.common import ChainOptions, Ends, open_chain, read_chain, read_toml, run_until_signalled
 from mesh.cli.look import attested_text, elected_text, epoch_values, proposal_text
 from mesh.cli.tables import table
 from mesh.errors import ChainUnavailable, ConfigError, ConsensusError, RecordRejected, RemoteProtocolError
@@ -118,11 +118,11 @@ async def _paid(chain: Chain, view: EpochView) -> dict[int, int] | None:
 
 
 async def _since(chain: Chain, last: int | None, head: BlockRef) -> AsyncIterator[BlockRef]:
-    from mesh.chain.types import BlockRef
+    from mesh.chain.reading import block_at
 
     if last is not None:
         for number in range(max(last + 1, head.number - MAX_GAP_BLOCKS), head.number):
-            yield BlockRef(number, await chain.block_hash(number))
+            yield await block_at(chain, number)
     yield head
 
 
@@ -249,24 +249,21 @@ def replay(
     except RemoteProtocolError as error:
         raise ConfigError(f"{blob} is no proposal's evidence: {error}") from error
     settings = read_toml(subnet_config)
-    rights: list[bool] = []
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            named = _named(evidence, client.genesis)
-            if subnet_id is None and named is None:
-                raise ConfigError("the evidence is empty: say --subnet-id and --epoch")
-            real = await client.resolve_subnet_id(subnet_id if subnet_id is not None else named[0] if named else 0)
-            worked = epoch if epoch is not None else named[1] if named else 0
-            found = await _replayed(client, data, digest_of(data), subnet_id=real, epoch=worked, settings=settings)
-        rights.append(found.result.is_right)
-        if json:
-            print(jsonlib.dumps(found.values()))
-        else:
-            found.show()
+    async def read(client: Chain) -> Replayed:
+        named = _named(evidence, client.genesis)
+        if subnet_id is None and named is None:
+            raise ConfigError("the evidence is empty: say --subnet-id and --epoch")
+        real = await client.resolve_subnet_id(subnet_id if subnet_id is not None else named[0] if named else 0)
+        worked = epoch if epoch is not None else named[1] if named else 0
+        return await _replayed(client, data, digest_of(data), subnet_id=real, epoch=worked, settings=settings)
 
-    run_until_signalled(run)
-    if rights != [True]:
+    found = read_chain(chain, read)
+    if json:
+        print(jsonlib.dumps(found.values()))
+    else:
+        found.show()
+    if not found.result.is_right:
         sys.exit(1)
 
 
@@ -344,9 +341,9 @@ class Replayed:
 async def _replayed(
     chain: Chain, data: bytes, digest: bytes, *, subnet_id: int, epoch: int, settings: dict[str, object]
 ) -> Replayed:
-    """Raises ConfigError: no such proposal, a subnet that is not installed; StatePruned."""
-    from mesh.chain.reading import at_block
-    from mesh.chain.types import BlockRef, first_block
+    """Raises ConfigError: no such proposal, a subnet that is not installed; BlockUnavailable."""
+    from mesh.chain.reading import block_at
+    from mesh.chain.types import first_block
     from mesh.chain.windows import Windows
     from mesh.consensus.replay import Replay, replay
     from mesh.consensus.round import RoundContext, eligible, judgement_of, read_proposal, timeless_validator
@@ -362,11 +359,8 @@ async def _replayed(
         raise ConfigError(f"the proposal for epoch {epoch} of subnet {subnet_id} cannot be checked: {error}") from error
     subnet = _subnet_of(claim)
 
-    async def ref(number: int) -> BlockRef:
-        return BlockRef(number, await chain.block_hash(number))
-
     async def nodes(number: int) -> Snapshot:
-        return await at_block(number, chain.snapshot(subnet_id, await ref(number)))
+        return await chain.snapshot(subnet_id, await block_at(chain, number))
 
     first = first_block(epoch, slot=slot, length=chain.epoch_length)
     snapshot = await nodes(first)
@@ -388,7 +382,7 @@ async def _replayed(
         result = replay(
             data,
             ctx,
-            draw_hash=(await ref(first + Windows.of(chain.epoch_length).draw)).hash,
+            draw_hash=await chain.block_hash(first + Windows.of(chain.epoch_length).draw),
             score=subnet.score,
             proposed=submission.scores,
             eligible_ids=eligible(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mesh.chain import calls
 from mesh.chain.portfolio import hotkeys_of
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, run_until_signalled
+from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, read_chain
 from mesh.errors import CallRefused
 from mesh.identity import AccountKey, checksum_address, parse_address
 from mesh.rpc.frame import printable
@@ -94,23 +94,18 @@ def show(
         address: Whose; default is the coldkey's.
         json: Print one JSON object.
     """
-    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
-
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            stored = await client.storage("Network", "ColdkeyIdentity", account)
-        texts = {
-            name: printable(value.decode(errors="replace"), 1024)
-            for name, value in (stored.items() if isinstance(stored, Mapping) else ())
-            if isinstance(value, bytes) and value not in (b"", calls.NOTHING.encode())
-        }
-        if json:
-            print(jsonlib.dumps({"address": checksum_address(account), **texts}))
-            return
-        print(checksum_address(account))
-        for name, text in texts.items():
-            print(f"  {name.replace('_', ' '):<13} {text}")
-        if not texts:
-            print("  says nothing about itself")
-
-    run_until_signalled(run)
+    account = account_meant(address, coldkey)
+    stored = read_chain(chain, lambda client: client.storage("Network", "ColdkeyIdentity", account))
+    texts = {
+        name: printable(value.decode(errors="replace"), 1024)
+        for name, value in (stored.items() if isinstance(stored, Mapping) else ())
+        if isinstance(value, bytes) and value not in (b"", calls.NOTHING.encode())
+    }
+    if json:
+        print(jsonlib.dumps({"address": checksum_address(account), **texts}))
+        return
+    print(checksum_address(account))
+    for name, text in texts.items():
+        print(f"  {name.replace('_', ' '):<13} {text}")
+    if not texts:
+        print("  says nothing about itself")

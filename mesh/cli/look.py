@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from mesh.chain.checks import tensor_text
 from mesh.cli.acting import one_line, plain
-from mesh.cli.common import ChainOptions, open_chain, run_until_signalled
-from mesh.cli.tables import table
+from mesh.cli.common import ChainOptions, open_chain, read_chain, run_until_signalled
+from mesh.cli.tables import share_text, table
 from mesh.clock import SystemClock
 from mesh.errors import ConfigError
 from mesh.identity import checksum_address
@@ -22,7 +22,8 @@ from mesh.rpc.frame import printable
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
     from mesh.chain.earnings import Entry
-    from mesh.chain.reading import EpochView
+    from mesh.chain.reading import EpochView, Overview
+    from mesh.chain.substrate import SubstrateChain
 
 MAX_EVENT_BLOCKS: Final = 10_000
 """Blocks whose events one command reads, one request each."""
@@ -40,50 +41,51 @@ def status(*, json: bool = False, chain: ChainOptions | None = None) -> None:
     """
     from mesh.chain.reading import read_overview
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            seen = await read_overview(client)
-            here = {
-                "url": client.url,
-                "chain_type": client.chain_type or None,
-                "dialect": client.dialect.name,
-                "genesis": "0x" + client.genesis.hex(),
-            }
-        age_s = SystemClock().now() - seen.timestamp_ms / 1000
-        if json:
-            said: dict[str, object] = {
-                **here,
-                "best": {"number": seen.best.number, "hash": "0x" + seen.best.hash.hex()},
-                "finalized": {"number": seen.finalized.number, "hash": "0x" + seen.finalized.hash.hex()},
-                "timestamp_ms": seen.timestamp_ms,
-                "epoch": seen.epoch,
-                "epoch_length": seen.epoch_length,
-                "subnets": {state.name.lower(): count for state, count in seen.subnets.items()},
-                "active_nodes": seen.active_nodes,
-                "stake_planck": str(seen.stake_planck),
-                "delegate_stake_planck": str(seen.delegate_stake_planck),
-                "paused": seen.is_paused,
-            }
-            print(jsonlib.dumps(said))
-            return
-        states = ", ".join(f"{count} {state.name.lower()}" for state, count in seen.subnets.items()) or "none"
-        offset = seen.best.number % seen.epoch_length
-        for name, value in (
-            ("chain", f"{here['url']} ({here['chain_type'] or 'says no type'}), pallet of {here['dialect']}"),
-            ("genesis", str(here["genesis"])),
-            ("best block", f"{seen.best.number} 0x{seen.best.hash.hex()}, {_ago(age_s)}"),
-            ("finalized", f"{seen.finalized.number}"),
-            ("epoch", f"{seen.epoch} of the network, block {offset + 1} of {seen.epoch_length}"),
-            ("subnets", states),
-            ("nodes", f"{seen.active_nodes} active"),
-            ("staked", tensor_text(seen.stake_planck)),
-            ("delegated", f"{tensor_text(seen.delegate_stake_planck)} to subnets"),
-        ):
-            print(f"{name:<11} {printable(value, 300)}")
-        if seen.is_paused:
-            print("the network is paused: it takes no calls")
+    async def read(client: SubstrateChain) -> tuple[Overview, dict[str, str | None]]:
+        here = {
+            "url": client.url,
+            "chain_type": client.chain_type or None,
+            "dialect": client.dialect.name,
+            "genesis": "0x" + client.genesis.hex(),
+        }
+        return await read_overview(client), here
 
-    run_until_signalled(run)
+    seen, here = read_chain(chain, read)
+    if json:
+        print(jsonlib.dumps({**here, **_overview_values(seen)}))
+        return
+    age_s = SystemClock().now() - seen.timestamp_ms / 1000
+    states = ", ".join(f"{count} {state.name.lower()}" for state, count in seen.subnets.items()) or "none"
+    offset = seen.best.number % seen.epoch_length
+    for name, value in (
+        ("chain", f"{here['url']} ({here['chain_type'] or 'says no type'}), pallet of {here['dialect']}"),
+        ("genesis", str(here["genesis"])),
+        ("best block", f"{seen.best.number} 0x{seen.best.hash.hex()}, {_ago(age_s)}"),
+        ("finalized", f"{seen.finalized.number}"),
+        ("epoch", f"{seen.epoch} of the network, block {offset + 1} of {seen.epoch_length}"),
+        ("subnets", states),
+        ("nodes", f"{seen.active_nodes} active"),
+        ("staked", tensor_text(seen.stake_planck)),
+        ("delegated", f"{tensor_text(seen.delegate_stake_planck)} to subnets"),
+    ):
+        print(f"{name:<11} {printable(value, 300)}")
+    if seen.is_paused:
+        print("the network is paused: it takes no calls")
+
+
+def _overview_values(seen: Overview) -> dict[str, object]:
+    return {
+        "best": {"number": seen.best.number, "hash": "0x" + seen.best.hash.hex()},
+        "finalized": {"number": seen.finalized.number, "hash": "0x" + seen.finalized.hash.hex()},
+        "timestamp_ms": seen.timestamp_ms,
+        "epoch": seen.epoch,
+        "epoch_length": seen.epoch_length,
+        "subnets": {state.name.lower(): count for state, count in seen.subnets.items()},
+        "active_nodes": seen.active_nodes,
+        "stake_planck": str(seen.stake_planck),
+        "delegate_stake_planck": str(seen.delegate_stake_planck),
+        "paused": seen.is_paused,
+    }
 
 
 def epoch(
@@ -100,18 +102,12 @@ def epoch(
         epoch: Which epoch of the subnet; default is the current one.
         json: Print one JSON object.
     """
-    from mesh.chain.reading import read_epoch
-
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            view = await read_epoch(client, await client.resolve_subnet_id(subnet_id), epoch=epoch)
-        if json:
-            print(jsonlib.dumps(epoch_values(view)))
-            return
-        for name, value in epoch_lines(view):
-            print(f"{name:<11} {value}")
-
-    run_until_signalled(run)
+    view = _epoch_of(chain, subnet_id, epoch)
+    if json:
+        print(jsonlib.dumps(epoch_values(view)))
+        return
+    for name, value in epoch_lines(view):
+        print(f"{name:<11} {value}")
 
 
 def validators(
@@ -128,45 +124,49 @@ def validators(
         epoch: Which epoch of the subnet; default is the current one.
         json: Print one JSON array.
     """
+    view = _epoch_of(chain, subnet_id, epoch)
+    if json:
+        print(jsonlib.dumps([_validator_values(view, node_id) for node_id in view.electable]))
+        return
+    table(
+        ("node", "stake", "reputation", "elected", "attested", "peer id"),
+        [_validator_row(view, node_id) for node_id in view.electable],
+        empty=f"subnet {subnet_id} has no validators in epoch {view.epoch}",
+    )
+
+
+def _epoch_of(chain: ChainOptions | None, subnet_id: int, epoch: int | None) -> EpochView:
     from mesh.chain.reading import read_epoch
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            view = await read_epoch(client, await client.resolve_subnet_id(subnet_id), epoch=epoch)
-        rows = []
-        for node_id in view.electable:
-            node = view.node(node_id)  # None: it has left since it was counted
-            rows.append(
-                {
-                    "node_id": node_id,
-                    "peer_id": None if node is None else str(node.peer_id),
-                    "hotkey": None if node is None else checksum_address(node.hotkey),
-                    "stake_planck": None if node is None else str(node.stake_planck),
-                    "reputation": None if node is None else str(node.reputation),
-                    "elected": node_id == view.elected,
-                    "attested": node_id in view.attested,
-                }
-            )
-        if json:
-            print(jsonlib.dumps(rows))
-            return
-        table(
-            ("node", "stake", "reputation", "elected", "attested", "peer id"),
-            [
-                (
-                    str(row["node_id"]),
-                    "left" if row["stake_planck"] is None else tensor_text(int(str(row["stake_planck"]))),
-                    "" if row["reputation"] is None else f"{int(str(row['reputation'])) / 10**18:.3f}",
-                    "elected" if row["elected"] else "",
-                    "yes" if row["attested"] else "no" if view.proposal is not None else "",
-                    str(row["peer_id"] or ""),
-                )
-                for row in rows
-            ],
-            empty=f"subnet {subnet_id} has no validators in epoch {view.epoch}",
-        )
+    async def read(client: Chain) -> EpochView:
+        return await read_epoch(client, await client.resolve_subnet_id(subnet_id), epoch=epoch)
 
-    run_until_signalled(run)
+    return read_chain(chain, read)
+
+
+def _validator_values(view: EpochView, node_id: int) -> dict[str, object]:
+    node = view.node(node_id)  # None: it has left since it was counted
+    return {
+        "node_id": node_id,
+        "peer_id": None if node is None else str(node.peer_id),
+        "hotkey": None if node is None else checksum_address(node.hotkey),
+        "stake_planck": None if node is None else str(node.stake_planck),
+        "reputation": None if node is None else str(node.reputation),
+        "elected": node_id == view.elected,
+        "attested": node_id in view.attested,
+    }
+
+
+def _validator_row(view: EpochView, node_id: int) -> tuple[str, ...]:
+    node = view.node(node_id)
+    return (
+        str(node_id),
+        "left" if node is None else tensor_text(node.stake_planck),
+        "" if node is None else share_text(node.reputation),
+        "elected" if node_id == view.elected else "",
+        "yes" if node_id in view.attested else "no" if view.proposal is not None else "",
+        "" if node is None else str(node.peer_id),
+    )
 
 
 def events(
@@ -189,7 +189,7 @@ def events(
         name: Only events of this name, such as SubnetRewards.
         json: Print one JSON object per line and event.
     """
-    from mesh.chain.reading import at_block, block_at
+    from mesh.chain.reading import block_at
 
     async def run() -> None:
         found = 0
@@ -198,7 +198,7 @@ def events(
             with _bar("events", first, last, shown=not sys.stdout.isatty()) as progress:
                 for number in range(first, last + 1):
                     block = await block_at(client, number)
-                    for event in await at_block(number, client.events(block.hash)):
+                    for event in await client.events(block.hash):
                         if pallet not in (None, event.pallet) or name not in (None, event.name):
                             continue
                         found += 1

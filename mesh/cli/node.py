@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from mesh.chain import calls
 from mesh.chain.calls import NodeRef
-from mesh.chain.checks import hotkey_warning, require_new_hotkey, tensor_text
-from mesh.chain.types import EpochPosition, NodeClass, SubnetNode
+from mesh.chain.checks import hotkey_warning, tensor_text
+from mesh.chain.types import ONE, NodeClass, Snapshot, SubnetNode
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, open_chain, receiver, run_until_signalled, share
-from mesh.cli.tables import facts, table
+from mesh.cli.common import ChainOptions, read_chain, receiver, share
+from mesh.cli.tables import facts, share_text, table
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, parse_address
 from mesh.peer import PeerID, PeerInfo
 
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
+    from mesh.chain.reading import EpochView
     from mesh.chain.substrate import SubstrateChain
 
 NOBODY = "none"
@@ -32,29 +33,28 @@ def list_nodes(*, subnet_id: int, json: bool = False, chain: ChainOptions | None
         json: Print one JSON array.
     """
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            snapshot = await client.snapshot(await client.resolve_subnet_id(subnet_id))
-        if json:
-            print(jsonlib.dumps([values_of(node) for node in snapshot.nodes]))
-            return
-        table(
-            ("node", "class", "since", "reputation", "stake", "peer id"),
-            [
-                (
-                    str(node.node_id),
-                    node.node_class.name.title(),
-                    str(node.start_epoch),
-                    f"{node.reputation / 10**18:.3f}",
-                    tensor_text(node.stake_planck),
-                    str(node.peer_id),
-                )
-                for node in snapshot.nodes
-            ],
-            empty=f"subnet {subnet_id} has no nodes",
-        )
+    async def read(client: Chain) -> Snapshot:
+        return await client.snapshot(await client.resolve_subnet_id(subnet_id))
 
-    run_until_signalled(run)
+    snapshot = read_chain(chain, read)
+    if json:
+        print(jsonlib.dumps([values_of(node) for node in snapshot.nodes]))
+        return
+    table(
+        ("node", "class", "since", "reputation", "stake", "peer id"),
+        [
+            (
+                str(node.node_id),
+                node.node_class.name.title(),
+                str(node.start_epoch),
+                share_text(node.reputation),
+                tensor_text(node.stake_planck),
+                str(node.peer_id),
+            )
+            for node in snapshot.nodes
+        ],
+        empty=f"subnet {subnet_id} has no nodes",
+    )
 
 
 def show(*, subnet_id: int, node_id: int, json: bool = False, chain: ChainOptions | None = None) -> None:
@@ -66,15 +66,11 @@ def show(*, subnet_id: int, node_id: int, json: bool = False, chain: ChainOption
         json: Print one JSON object.
     """
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            known = values_of(await find(client, subnet_id, node_id))
-        if json:
-            print(jsonlib.dumps(known))
-            return
-        facts(known)
-
-    run_until_signalled(run)
+    known = values_of(read_chain(chain, lambda client: find(client, subnet_id, node_id)))
+    if json:
+        print(jsonlib.dumps(known))
+        return
+    facts(known)
 
 
 def status(*, subnet_id: int, node_id: int, json: bool = False, chain: ChainOptions | None = None) -> None:
@@ -86,43 +82,41 @@ def status(*, subnet_id: int, node_id: int, json: bool = False, chain: ChainOpti
         json: Print one JSON object.
     """
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            node = await find(client, subnet_id, node_id)
-            real = await client.resolve_subnet_id(subnet_id)
-            info, head = await client.subnet(real), await client.head()
-            position = EpochPosition.of(head.number, slot=info.slot or 0, length=client.epoch_length)
-            elected = await client.elected(real, position.epoch)
-            proposal = await client.submission(real, position.epoch)
-            pays = (await client.balance(node.hotkey)).free_planck
-        attested = proposal is not None and node_id in proposal.attests
+    from mesh.chain.reading import read_epoch
+
+    async def read(client: Chain) -> tuple[EpochView, SubnetNode, int]:
+        view = await read_epoch(client, await client.resolve_subnet_id(subnet_id))
+        node = one_of(view.snapshot, node_id, subnet_id=subnet_id)
+        return view, node, (await client.balance(node.hotkey)).free_planck
+
+    view, node, free_planck = read_chain(chain, read)
+    state, proposed = view.subnet.state.name.title(), view.proposal is not None
+    attested = view.proposal is not None and node_id in view.proposal.attests
+    if json:
         said = {
             "node_id": node_id,
             "class": node.node_class.name.title(),
             "since_epoch": node.start_epoch,
-            "epoch": position.epoch,
-            "subnet_state": info.state.name.title(),
-            "elected": elected == node_id,
-            "proposed": proposal is not None,
+            "epoch": view.epoch,
+            "subnet_state": state,
+            "elected": view.elected == node_id,
+            "proposed": proposed,
             "attested": attested,
-            "reputation": node.reputation / 10**18,
+            "reputation": node.reputation / ONE,
             "stake_planck": str(node.stake_planck),
-            "hotkey_free_planck": str(pays),
+            "hotkey_free_planck": str(free_planck),
         }
-        if json:
-            print(jsonlib.dumps(said))
-            return
-        print(f"node {node_id} of subnet {subnet_id} ({info.state.name.title()}), epoch {position.epoch}")
-        print(f"  {node.node_class.name.title()} since epoch {node.start_epoch}{_next_class(node)}")
-        print(f"  {tensor_text(node.stake_planck)} staked, reputation {node.reputation / 10**18:.3f}")
-        if elected == node_id:
-            print("  elected to propose" + (", and has proposed" if proposal is not None else ", has not proposed yet"))
-        elif proposal is not None and node.node_class is NodeClass.VALIDATOR:
-            print(f"  has {'' if attested else 'not '}attested this epoch's proposal")
-        if warning := hotkey_warning(node.hotkey, free_planck=pays):
-            print(f"  {warning}")
-
-    run_until_signalled(run)
+        print(jsonlib.dumps(said))
+        return
+    print(f"node {node_id} of subnet {subnet_id} ({state}), epoch {view.epoch}")
+    print(f"  {node.node_class.name.title()} since epoch {node.start_epoch}{_next_class(node)}")
+    print(f"  {tensor_text(node.stake_planck)} staked, reputation {share_text(node.reputation)}")
+    if view.elected == node_id:
+        print("  elected to propose" + (", and has proposed" if proposed else ", has not proposed yet"))
+    elif proposed and node.node_class is NodeClass.VALIDATOR:
+        print(f"  has {'' if attested else 'not '}attested this epoch's proposal")
+    if warning := hotkey_warning(node.hotkey, free_planck=free_planck):
+        print(f"  {warning}")
 
 
 def update(
@@ -161,6 +155,8 @@ def update(
         raise ConfigError("--delegate-account and --delegate-account-rate belong together")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
+        from mesh.cli.readiness import vet_new_hotkey
+
         node = await find(chain, subnet_id, node_id)
         _require_own(node, signer)
         ref = NodeRef(await chain.resolve_subnet_id(subnet_id), node_id)
@@ -191,11 +187,7 @@ def update(
         new_hotkey = node.hotkey
         if hotkey is not None:
             new_hotkey = parse_address(hotkey)
-            owner = await chain.storage("Network", "HotkeyOwner", new_hotkey)
-            require_new_hotkey(new_hotkey, coldkey=signer.account_id, owner=owner if isinstance(owner, bytes) else None)
-            free = (await chain.balance(new_hotkey)).free_planck
-            if warning := hotkey_warning(new_hotkey, free_planck=free):
-                warnings.append(warning)
+            warnings += await vet_new_hotkey(chain, new_hotkey, coldkey=signer.account_id)
             steps.append(Step(f"replace the hotkey {what}", calls.update_hotkey(node.hotkey, new_hotkey)))
         if coldkey_to is not None:  # last: afterwards the signer owns the node no more
             new_coldkey = receiver(coldkey_to)
@@ -234,7 +226,11 @@ def remove(*, subnet_id: int, node_id: int, options: ActOptions | None = None) -
 
 async def find(chain: Chain, subnet_id: int, node_id: int) -> SubnetNode:
     """One node at the best block. Raises CallRefused when the subnet has no such node."""
-    snapshot = await chain.snapshot(await chain.resolve_subnet_id(subnet_id))
+    return one_of(await chain.snapshot(await chain.resolve_subnet_id(subnet_id)), node_id, subnet_id=subnet_id)
+
+
+def one_of(snapshot: Snapshot, node_id: int, *, subnet_id: int) -> SubnetNode:
+    """A node of a snapshot; `subnet_id` as the person wrote it. Raises CallRefused when there is no such node."""
     node = next((each for each in snapshot.nodes if each.node_id == node_id), None)
     if node is None:
         raise CallRefused(f"subnet {subnet_id} has no node {node_id}: see `mesh node list --subnet-id {subnet_id}`")
@@ -248,7 +244,7 @@ def values_of(node: SubnetNode) -> dict[str, object]:
         "class": node.node_class.name.title(),
         "since_epoch": node.start_epoch,
         "stake_planck": str(node.stake_planck),
-        "reputation": node.reputation / 10**18,
+        "reputation": node.reputation / ONE,
         "coldkey": checksum_address(node.coldkey),
         "hotkey": checksum_address(node.hotkey),
         "peer_id": str(node.peer_id),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mesh.chain import calls
-from mesh.chain.checks import hotkey_warning, require_at_most, require_new_hotkey, tensor_text
-from mesh.chain.portfolio import OverwatchStanding, overwatch_epoch, overwatch_of
+from mesh.chain.checks import require_at_most, tensor_text
+from mesh.chain.portfolio import OverwatchEpoch, OverwatchStanding, overwatch_epoch, overwatch_of
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, account_key, open_chain, planck, run_until_signalled, share
+from mesh.cli.common import ChainOptions, ColdkeyOptions, account_key, amount_or_all, planck, read_chain, share
 from mesh.cli.keyfiles import account_in
 from mesh.cli.keys import HOTKEY_FILE
 from mesh.cli.stake import cooling
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
     from mesh.chain.client import Chain
     from mesh.chain.substrate import SubstrateChain
-    from mesh.chain.types import Receipt
+    from mesh.chain.types import BlockRef, Receipt
 
 _SALT_BYTES = 32
+_GONE = 0
+"""Node id of a stake whose node is removed, on the command line; the chain counts from 1."""
 
 
 class _Committed(BaseModel):
@@ -79,14 +81,14 @@ def register(
     amount_planck = planck(amount, name="amount")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        owner = await chain.storage("Network", "HotkeyOwner", account)
-        require_new_hotkey(account, coldkey=signer.account_id, owner=owner if isinstance(owner, bytes) else None)
-        warning = hotkey_warning(account, free_planck=(await chain.balance(account)).free_planck)
+        from mesh.cli.readiness import vet_new_hotkey
+
+        warnings = await vet_new_hotkey(chain, account, coldkey=signer.account_id)
         does = (
             f"register an overwatch node with the hotkey {checksum_address(account)} and {tensor_text(amount_planck)}"
         )
         step = Step(does, calls.register_overwatch(account, amount_planck=amount_planck), amount_planck)
-        return Plan((step,), () if warning is None else (warning,), after=partial(_registered, hotkey=account))
+        return Plan((step,), warnings, after=partial(_registered, hotkey=account))
 
     act(options, plan)
 
@@ -215,6 +217,8 @@ def stake(*, amount: str, node_id: int | None = None, options: ActOptions | None
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         own = await _own(chain, signer.account_id, node_id)
+        if own.node_id is None:
+            raise CallRefused(f"the node of {checksum_address(own.hotkey)} is gone: there is nothing to stake on")
         call = calls.add_overwatch_stake(own.node_id, own.hotkey, amount_planck=amount_planck)
         does = f"stake {tensor_text(amount_planck)} on overwatch node {own.node_id}"
         return Plan((Step(does, call, amount_planck),))
@@ -230,11 +234,9 @@ def unstake(
     Args:
         amount: `100`, `100.5 TENSOR` or planck.
         all: All of it, once the node is removed.
-        node_id: Which one; needed when there are several.
+        node_id: Which one; needed when there are several. 0 means one that is removed.
     """
-    if (amount is None) == (not all):
-        raise ConfigError("say how much: --amount AMOUNT or --all")
-    wanted = planck(amount, name="amount") if amount is not None else None
+    wanted = amount_or_all(amount, everything=all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         own = await _own(chain, signer.account_id, node_id)
@@ -262,51 +264,49 @@ def show(
     """
     account = parse_address(address) if address else _coldkey_or_none(coldkey)
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            head = await client.head()
-            epoch = await overwatch_epoch(client, at=head)
-            nodes = await overwatch_of(client, account, at=head.hash) if account else ()
-            entries = await client.storage_map("Network", "OverwatchNodes", at=head.hash)
-        phase = "commit" if head.number < epoch.reveal_block else "reveal"
-        if json:
-            own = [
-                {"node_id": n.node_id, "hotkey": checksum_address(n.hotkey), "stake_planck": str(n.stake_planck)}
-                for n in nodes
-            ]
-            print(
-                jsonlib.dumps(
-                    {
-                        "block": head.number,
-                        "epoch": epoch.epoch,
-                        "phase": phase,
-                        "reveal_block": epoch.reveal_block,
-                        "end_block": epoch.end_block,
-                        "nodes": own,
-                        "all_node_ids": sorted(int(str(keys[0])) for keys, _ in entries),
-                    }
-                )
-            )
-            return
-        until = epoch.reveal_block if phase == "commit" else epoch.end_block
-        print(f"overwatch epoch {epoch.epoch} at block {head.number}: {phase} for {until - head.number} more blocks")
-        print(f"{len(entries)} overwatch nodes in all")
-        table(
-            ("node", "hotkey", "stake"),
-            [(str(n.node_id or "gone"), checksum_address(n.hotkey), tensor_text(n.stake_planck)) for n in nodes],
-            empty="none of them is yours" if account else "give --address or a coldkey to see yours",
-        )
+    async def read(
+        client: Chain,
+    ) -> tuple[BlockRef, OverwatchEpoch, tuple[OverwatchStanding, ...], Sequence[tuple[tuple[object, ...], object]]]:
+        head = await client.head()
+        nodes = await overwatch_of(client, account, at=head.hash) if account else ()
+        entries = await client.storage_map("Network", "OverwatchNodes", at=head.hash)
+        return head, await overwatch_epoch(client, at=head), nodes, entries
 
-    run_until_signalled(run)
+    head, epoch, nodes, entries = read_chain(chain, read)
+    phase = "commit" if head.number < epoch.reveal_block else "reveal"
+    if json:
+        own = [
+            {"node_id": n.node_id, "hotkey": checksum_address(n.hotkey), "stake_planck": str(n.stake_planck)}
+            for n in nodes
+        ]
+        said = {
+            "block": head.number,
+            "epoch": epoch.epoch,
+            "phase": phase,
+            "reveal_block": epoch.reveal_block,
+            "end_block": epoch.end_block,
+            "nodes": own,
+            "all_node_ids": sorted(int(str(keys[0])) for keys, _ in entries),
+        }
+        print(jsonlib.dumps(said))
+        return
+    until = epoch.reveal_block if phase == "commit" else epoch.end_block
+    print(f"overwatch epoch {epoch.epoch} at block {head.number}: {phase} for {until - head.number} more blocks")
+    print(f"{len(entries)} overwatch nodes in all")
+    table(
+        ("node", "hotkey", "stake"),
+        [(str(n.node_id or "gone"), checksum_address(n.hotkey), tensor_text(n.stake_planck)) for n in nodes],
+        empty="none of them is yours" if account else "give --address or a coldkey to see yours",
+    )
 
 
 # --- shared -----------------------------------------------------------------------------------------------------
 
 
 async def _own(chain: Chain, coldkey: bytes, node_id: int | None) -> OverwatchStanding:
-    found = [each for each in await overwatch_of(chain, coldkey) if node_id in (None, each.node_id)]
+    found = [each for each in await overwatch_of(chain, coldkey) if node_id in (None, each.node_id or _GONE)]
     if len(found) != 1:
-        ids = ", ".join(str(each.node_id) for each in found)
+        ids = ", ".join(str(each.node_id or _GONE) for each in found)
         raise CallRefused(
             f"{checksum_address(coldkey)} has no such overwatch node: see `mesh overwatch show`"
             if not found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.chain import calls, staking
-from mesh.chain.checks import hotkey_warning, require_new_hotkey, tensor_text
+from mesh.chain.checks import tensor_text
 from mesh.chain.dialect import Call
 from mesh.chain.types import NodeClass
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
@@ -251,16 +251,13 @@ def register_node(
     where = PeerInfo.parse(f"{address.partition('/p2p/')[0]}/p2p/{peers['peer']}") if address else None
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        from mesh.cli.readiness import obstacles
+        from mesh.cli.readiness import obstacles, vet_new_hotkey
 
         real = await chain.resolve_subnet_id(subnet_id)
-        owner = await chain.storage("Network", "HotkeyOwner", account)
-        require_new_hotkey(account, coldkey=signer.account_id, owner=owner if isinstance(owner, bytes) else None)
-        warnings = list(await obstacles(chain, real, peer=terms.peer_id, address=where))
-        if warnings and not force:
-            raise CallRefused(f"the node is not ready: {'; '.join(warnings)}. --force registers it all the same")
-        if warning := hotkey_warning(account, free_planck=(await chain.balance(account)).free_planck):
-            warnings.append(warning)
+        warnings = await vet_new_hotkey(chain, account, coldkey=signer.account_id)
+        missing = await obstacles(chain, real, peer=terms.peer_id, address=where)
+        if missing and not force:
+            raise CallRefused(f"the node is not ready: {'; '.join(missing)}. --force registers it all the same")
         does = f"register {terms.peer_id} in subnet {subnet_id} and stake {tensor_text(terms.stake_planck)}"
         step = Step(does, Call("register_subnet_node", staking.node_args(real, terms)), terms.stake_planck)
 
@@ -281,7 +278,7 @@ def register_node(
                 {"node_id": node_id, "peer_id": str(terms.peer_id)},
             )
 
-        return Plan((step,), tuple(warnings), after=after)
+        return Plan((step,), (*missing, *warnings), after=after)
 
     act(options, plan)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from mesh.chain import calls
 from mesh.chain.checks import require_at_most, tensor_text
-from mesh.chain.portfolio import NodeStake, portfolio, stakes_of, unbondings_of
-from mesh.chain.types import FIRST_SUBNET_ID, Receipt
+from mesh.chain.portfolio import portfolio, stake_of, stakes_of, unbondings_of
+from mesh.chain.types import FIRST_SUBNET_ID
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, open_chain, planck, run_until_signalled
+from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, amount_or_all, planck, read_chain
 from mesh.cli.tables import table
-from mesh.errors import CallRefused, ConfigError
+from mesh.errors import CallRefused
 from mesh.identity import AccountKey, checksum_address, parse_address
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def add(*, subnet_id: int, amount: str, node_id: int | None = None, hotkey: str 
     amount_planck = planck(amount, name="amount")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await chain.resolve_subnet_id(subnet_id)
         own = await own_node(chain, signer.account_id, real, node_id=node_id, hotkey=hotkey)
         if own.node_id is None:
@@ -65,12 +64,9 @@ def remove(*, subnet_id: int, amount: str | None = None, all: bool = False, node
         node_id: Which of your nodes.
         hotkey: The hotkey instead, also of a node that is gone.
     """
-    if (amount is None) == (not all):
-        raise ConfigError("say how much: --amount AMOUNT or --all")
-    wanted = planck(amount, name="amount") if amount is not None else None
+    wanted = amount_or_all(amount, everything=all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await chain.resolve_subnet_id(subnet_id) if subnet_id < FIRST_SUBNET_ID else subnet_id
         own = await own_node(chain, signer.account_id, real, node_id=node_id, hotkey=hotkey)
         kept = 0 if own.node_id is None else (await chain.subnet(real)).min_stake_planck
@@ -88,7 +84,6 @@ def claim(*, options: ActOptions | None = None) -> None:
     """Take what has cooled down back to the free balance."""
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         waiting = await unbondings_of(chain, signer.account_id)
         if not waiting:
             raise CallRefused(f"{signer.address} has nothing that cools down")
@@ -109,56 +104,45 @@ def show(*, address: str | None = None, json: bool = False, coldkey: ColdkeyOpti
         address: Whose; default is the coldkey's.
         json: Print one JSON object.
     """
-    account = parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
-
-    async def run() -> None:
-
-        async with open_chain(chain or ChainOptions()) as client:
-            has = await portfolio(client, account)
-        if json:
-            print(
-                jsonlib.dumps(
-                    {
-                        "block": has.block.number,
-                        "stakes": [
-                            {
-                                "subnet_id": each.subnet_id,
-                                "node_id": each.node_id,
-                                "hotkey": checksum_address(each.hotkey),
-                                "stake_planck": str(each.stake_planck),
-                            }
-                            for each in has.stakes
-                        ],
-                        "unbondings": [
-                            {"claim_block": each.claim_block, "amount_planck": str(each.amount_planck)}
-                            for each in has.unbondings
-                        ],
-                        "claimable_planck": str(has.claimable_planck),
-                    }
-                )
-            )
-            return
-        table(
-            ("subnet", "node", "hotkey", "stake"),
-            [
-                (str(s.subnet_id), str(s.node_id or "gone"), checksum_address(s.hotkey), tensor_text(s.stake_planck))
-                for s in has.stakes
+    account = account_meant(address, coldkey)
+    has = read_chain(chain, lambda client: portfolio(client, account))
+    if json:
+        said = {
+            "block": has.block.number,
+            "stakes": [
+                {
+                    "subnet_id": each.subnet_id,
+                    "node_id": each.node_id,
+                    "hotkey": checksum_address(each.hotkey),
+                    "stake_planck": str(each.stake_planck),
+                }
+                for each in has.stakes
             ],
-            empty="no stake",
-        )
-        for each in has.unbondings:
-            left = each.claim_block - has.block.number
-            when = "can be claimed now: mesh stake claim" if left <= 0 else f"can be claimed in {left} blocks"
-            print(f"{tensor_text(each.amount_planck)} {when}")
-
-    run_until_signalled(run)
+            "unbondings": [
+                {"claim_block": each.claim_block, "amount_planck": str(each.amount_planck)} for each in has.unbondings
+            ],
+            "claimable_planck": str(has.claimable_planck),
+        }
+        print(jsonlib.dumps(said))
+        return
+    table(
+        ("subnet", "node", "hotkey", "stake"),
+        [
+            (str(s.subnet_id), str(s.node_id or "gone"), checksum_address(s.hotkey), tensor_text(s.stake_planck))
+            for s in has.stakes
+        ],
+        empty="no stake",
+    )
+    for each in has.unbondings:
+        left = each.claim_block - has.block.number
+        when = "can be claimed now: mesh stake claim" if left <= 0 else f"can be claimed in {left} blocks"
+        print(f"{tensor_text(each.amount_planck)} {when}")
 
 
 async def own_node(
     chain: Chain, coldkey: bytes, subnet_id: int, *, node_id: int | None = None, hotkey: str | None = None
 ) -> NodeStake:
     """The one stake of a coldkey in a subnet that the flags mean. Raises CallRefused when it is none or not clear."""
-
     found = [each for each in await stakes_of(chain, coldkey) if each.subnet_id == subnet_id]
     if node_id is not None:
         found = [each for each in found if each.node_id == node_id]
@@ -177,15 +161,12 @@ async def own_node(
 
 async def staked(chain: SubstrateChain, receipts: Sequence[Receipt], *, subnet_id: int, hotkey: bytes) -> Outcome:
     """What a hotkey has at stake after the last receipt."""
-
-    stake = await chain.storage("Network", "AccountSubnetStake", hotkey, subnet_id, at=receipts[-1].block.hash)
-    amount = stake if isinstance(stake, int) else 0
+    amount = await stake_of(chain, hotkey, subnet_id, at=receipts[-1].block.hash)
     return Outcome((f"the node has {tensor_text(amount)} staked now",), {"stake_planck": str(amount)})
 
 
 async def cooling(chain: SubstrateChain, receipts: Sequence[Receipt], *, account: bytes) -> Outcome:
     """When what was just taken out can be claimed."""
-
     block = receipts[-1].block
     last = max((each.claim_block for each in await unbondings_of(chain, account, at=block.hash)), default=block.number)
     return Outcome(

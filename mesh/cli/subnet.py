@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from mesh.chain import calls
 from mesh.chain.calls import OWNER_SHARES
+from mesh.chain.checked import require_number
 from mesh.chain.checks import tensor_text
-from mesh.chain.types import SubnetState
+from mesh.chain.types import ONE, SubnetState
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, open_chain, planck, receiver, run_until_signalled, share
+from mesh.cli.common import ChainOptions, planck, read_chain, receiver, share
 from mesh.cli.tables import facts, table
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, parse_address
@@ -31,31 +32,29 @@ def list_subnets(*, json: bool = False, chain: ChainOptions | None = None) -> No
         json: Print one JSON array.
     """
 
-    async def run() -> None:
+    async def read(client: Chain) -> list[dict[str, object]]:
+        ids = [keys[0] for keys, _ in await client.storage_map("Network", "SubnetsData")]
+        return [await _facts(client, require_number(each, "subnet id")) for each in ids]
 
-        async with open_chain(chain or ChainOptions()) as client:
-            ids = [keys[0] for keys, _ in await client.storage_map("Network", "SubnetsData")]
-            rows = [await _facts(client, each) for each in ids if isinstance(each, int)]
-        if json:
-            print(jsonlib.dumps(rows))
-            return
-        table(
-            ("id", "real id", "name", "state", "nodes", "delegated"),
-            [
-                (
-                    str(row["friendly_id"]),
-                    str(row["subnet_id"]),
-                    str(row["name"]),
-                    str(row["state"]),
-                    str(row["nodes"]),
-                    tensor_text(int(str(row["delegated_planck"]))),
-                )
-                for row in rows
-            ],
-            empty="no subnets",
-        )
-
-    run_until_signalled(run)
+    rows = read_chain(chain, read)
+    if json:
+        print(jsonlib.dumps(rows))
+        return
+    table(
+        ("id", "real id", "name", "state", "nodes", "delegated"),
+        [
+            (
+                str(row["friendly_id"]),
+                str(row["subnet_id"]),
+                str(row["name"]),
+                str(row["state"]),
+                str(row["nodes"]),
+                tensor_text(int(str(row["delegated_planck"]))),
+            )
+            for row in rows
+        ],
+        empty="no subnets",
+    )
 
 
 def show(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = None) -> None:
@@ -66,15 +65,15 @@ def show(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = Non
         json: Print one JSON object.
     """
 
-    async def run() -> None:
-        async with open_chain(chain or ChainOptions()) as client:
-            known = await _facts(client, await client.resolve_subnet_id(subnet_id), deep=True)
-        if json:
-            print(jsonlib.dumps(known))
-            return
-        facts(known)
+    async def read(client: Chain) -> dict[str, object]:
+        real = await client.resolve_subnet_id(subnet_id)
+        return await _facts(client, real) | await _more_facts(client, real)
 
-    run_until_signalled(run)
+    known = read_chain(chain, read)
+    if json:
+        print(jsonlib.dumps(known))
+        return
+    facts(known)
 
 
 def update(
@@ -125,7 +124,6 @@ def update(
     """
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await require_owner(chain, signer, subnet_id)
         settings: dict[str, str | int | None] = {
             "name": name,
@@ -203,7 +201,6 @@ def transfer(*, subnet_id: int, to: str | None = None, accept: bool = False, opt
     new_owner = receiver(to) if to else b""
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         if accept:
             real = await chain.resolve_subnet_id(subnet_id)
             offered = await chain.storage("Network", "PendingSubnetOwner", real)
@@ -240,7 +237,6 @@ def bootnodes(
     gone = [PeerID.parse(text.rpartition("/p2p/")[2]) for text in remove]
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await chain.resolve_subnet_id(subnet_id)
         steps: list[Step] = []
         if new or gone:
@@ -270,7 +266,6 @@ def initial_coldkeys(
     more, fewer = coldkeys_of(add, name="add"), [parse_address(text) for text in remove]
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await require_owner(chain, signer, subnet_id)
         steps: list[Step] = []
         if more:
@@ -303,7 +298,6 @@ def emergency(
         raise ConfigError("say --nodes ID ID … or --revert")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await require_owner(chain, signer, subnet_id)
         if revert:
             return Plan((Step(f"elect among all of subnet {subnet_id}", calls.revert_emergency_validators(real)),))
@@ -344,7 +338,6 @@ def _owner_act(options: ActOptions | None, subnet_id: int, does: str, make: Call
     """One call of an owner that takes the subnet only."""
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-
         real = await require_owner(chain, signer, subnet_id)
         return Plan((Step(f"{does} subnet {subnet_id}", make(real)),))
 
@@ -356,7 +349,6 @@ def _share(text: str | None, name: str) -> int | None:
 
 
 def _factors(texts: tuple[str, ...]) -> Mapping[str, int]:
-
     short = {name.removesuffix("_reputation_factor"): name for name in OWNER_SHARES if name.endswith("_factor")}
     short["min_weight_decrease_threshold"] = "subnet_node_min_weight_decrease_reputation_threshold"
     found: dict[str, int] = {}
@@ -370,38 +362,40 @@ def _factors(texts: tuple[str, ...]) -> Mapping[str, int]:
     return found
 
 
-async def _facts(chain: Chain, subnet_id: int, *, deep: bool = False) -> dict[str, object]:
+async def _facts(chain: Chain, subnet_id: int) -> dict[str, object]:
+    """What a list of subnets shows of each."""
     info = await chain.subnet(subnet_id)
-
-    async def number(item: str) -> int:
-        value = await chain.storage("Network", item, subnet_id)
-        return value if isinstance(value, int) else 0
-
-    known: dict[str, object] = {
+    return {
         "subnet_id": subnet_id,
         "friendly_id": info.friendly_id,
         "name": info.name,
         "state": info.state.name.title(),
-        "nodes": await number("TotalActiveSubnetNodes"),
-        "delegated_planck": str(await number("TotalSubnetDelegateStakeBalance")),
+        "nodes": await _stored(chain, "TotalActiveSubnetNodes", subnet_id),
+        "delegated_planck": str(await _stored(chain, "TotalSubnetDelegateStakeBalance", subnet_id)),
     }
-    if not deep:
-        return known
-    bootnodes = [text for peer in await chain.bootnodes(subnet_id) for text in peer.multiaddrs()]
-    return known | {
+
+
+async def _more_facts(chain: Chain, subnet_id: int) -> dict[str, object]:
+    """What one subnet is shown with besides."""
+    info = await chain.subnet(subnet_id)
+    return {
         "owner": None if info.owner is None else checksum_address(info.owner),
         "slot": info.slot,
         "start_epoch": None if info.state is SubnetState.REGISTERED else info.start_epoch,
         "min_stake_planck": str(info.min_stake_planck),
         "max_stake_planck": str(info.max_stake_planck),
-        "staked_planck": str(await number("TotalSubnetStake")),
-        "delegate_share": await number("SubnetDelegateStakeRewardsPercentage") / 10**18,
-        "validators": await number("TotalSubnetElectableNodes"),
-        "reputation": await number("SubnetReputation") / 10**18,
-        "churn_limit": await number("ChurnLimit"),
-        "queue_epochs": await number("SubnetNodeQueueEpochs"),
-        "idle_classification_epochs": await number("IdleClassificationEpochs"),
-        "included_classification_epochs": await number("IncludedClassificationEpochs"),
-        "max_registered_nodes": await number("MaxRegisteredNodes"),
-        "bootnodes": bootnodes,
+        "staked_planck": str(await _stored(chain, "TotalSubnetStake", subnet_id)),
+        "delegate_share": await _stored(chain, "SubnetDelegateStakeRewardsPercentage", subnet_id) / ONE,
+        "validators": await _stored(chain, "TotalSubnetElectableNodes", subnet_id),
+        "reputation": await _stored(chain, "SubnetReputation", subnet_id) / ONE,
+        "churn_limit": await _stored(chain, "ChurnLimit", subnet_id),
+        "queue_epochs": await _stored(chain, "SubnetNodeQueueEpochs", subnet_id),
+        "idle_classification_epochs": await _stored(chain, "IdleClassificationEpochs", subnet_id),
+        "included_classification_epochs": await _stored(chain, "IncludedClassificationEpochs", subnet_id),
+        "max_registered_nodes": await _stored(chain, "MaxRegisteredNodes", subnet_id),
+        "bootnodes": [text for peer in await chain.bootnodes(subnet_id) for text in peer.multiaddrs()],
     }
+
+
+async def _stored(chain: Chain, item: str, subnet_id: int) -> int:
+    return require_number(await chain.storage("Network", item, subnet_id), item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mesh.chain.checks import tensor_text
+from mesh.chain.types import ONE
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
@@ -15,6 +16,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> 
     widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
     for row in (head, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def share_text(value: int) -> str:
+    """A share of 1e18, such as a reputation, for people: 1 is all."""
+    return f"{value / ONE:.3f}"
 
 
 def facts(values: Mapping[str, object]) -> None:

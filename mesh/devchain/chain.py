@@ -182,9 +182,11 @@ class DevChain:
         ext = self.runtime.parse(raw)
         self.runtime.check(ext, self.state, number=number, parent_hash=self.best.hash, genesis_hash=self.genesis_hash)
         info = self.runtime.account(self.state, ext.signer)
-        old = self.pool.add(ext, nonce=info["nonce"], free_planck=info["data"]["free"], number=number)
-        if old is not None:
-            self._tell(old.hash, "usurped", ext.hash, last=True)
+        added = self.pool.add(ext, nonce_of=self.nonce, free_planck=info["data"]["free"], number=number)
+        if added.replaced is not None:
+            self._tell(added.replaced.hash, "usurped", ext.hash, last=True)
+        for each in added.evicted:
+            self._tell(each.hash, "dropped", None, last=True)
         return ext
 
     def watch(self, ext_hash: bytes, watcher: Watcher) -> None:

@@ -176,6 +176,8 @@ class Pallet:
     `on_initialize(ctx)` runs at the start of each block, in the order of the pallets' indices.
     `genesis(ctx)` writes the pallet's state at block 0.
     `apis`: runtime API functions, `fn(ctx, encoded_args) -> encoded_result`; `state_call` gives exactly that back.
+    `holdings`: the storage items whose entries say what planck the pallet keeps for somebody (not their totals), and
+    how many an entry's value says.
     """
 
     name: str
@@ -188,6 +190,7 @@ class Pallet:
     on_initialize: Callable[[Context], None] | None = None
     genesis: Callable[[Context], None] | None = None
     apis: Mapping[str, Callable[[Context, bytes], bytes]] = field(default_factory=dict)
+    holdings: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for item in self.storage:

@@ -15,9 +15,11 @@ from mesh.errors import ConfigError
 
 def from_plain(kind: s.Type, value: Any) -> Any:
     """The value that the codec wants for `value`; ConfigError when it is none of the type."""
-    converted = _convert(kind, value)
     try:
+        converted = _convert(kind, value)
         kind.encode(converted)
+    except TypeError:  # a list or table where a set or map wants what can be told apart
+        raise ConfigError(f"{value!r:.80} is no {kind.ident:.80}") from None
     except s.ScaleEncodeError as error:
         raise ConfigError(str(error)) from error
     return converted

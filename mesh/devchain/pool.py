@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +24,8 @@ class PoolConfig(BaseModel):
 
     max_extrinsics: int = Field(default=4096, ge=1)
     """All that wait, of all accounts."""
+    max_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
+    """Of all that wait: five full blocks."""
     max_per_account: int = Field(default=64, ge=1)
     """Waiting extrinsics of one account; also how far its nonce may be ahead."""
     max_extrinsic_bytes: int = Field(default=512 * 1024, ge=128)
@@ -32,6 +35,14 @@ class PoolConfig(BaseModel):
     """Hashes remembered of extrinsics that turned out invalid."""
     ban_blocks: int = Field(default=10, ge=1)
     """Blocks for which such a hash is refused."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """Who had to go for an extrinsic that was taken: the one of the same nonce, and those that blocked the room."""
+
+    replaced: Extrinsic | None
+    evicted: tuple[Extrinsic, ...]
 
 
 class Pool:
@@ -45,6 +56,7 @@ class Pool:
         self._by_hash: dict[bytes, Extrinsic] = {}
         self._banned: OrderedDict[bytes, int] = OrderedDict()
         self._count = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._by_hash)
@@ -60,13 +72,17 @@ class Pool:
         if until is not None and number <= until:
             raise Refused(1012, "Transaction is temporarily banned", f"until block {until}")
 
-    def add(self, ext: Extrinsic, *, nonce: int, free_planck: int, number: int) -> Extrinsic | None:
-        """Take a checked extrinsic; gives the one it took the place of, if any.
+    def add(self, ext: Extrinsic, *, nonce_of: Callable[[bytes], int], free_planck: int, number: int) -> Added:
+        """Take a checked extrinsic; gives those whose place it took.
 
-        `nonce` and `free_planck` are the signer's in the state, `number` is the next block's. `Refused` by
-        the bounds, by a nonce too far ahead, when a waiting extrinsic of the same nonce tips as much, or
+        `nonce_of` gives an account's nonce in the state, `free_planck` is the signer's, `number` is the next block's.
+        `Refused` by the bounds, by a nonce too far ahead, when a waiting extrinsic of the same nonce tips as much, or
         when the account cannot pay for all its extrinsics up to this one.
+
+        A full pool still takes what the next block could: extrinsics behind a gap in their account's nonces make room,
+        the latest first. They may never be ready, and nobody pays for their waiting.
         """
+        nonce = nonce_of(ext.signer)
         waiting = self._by_account.get(ext.signer, {})
         if ext.nonce - nonce >= self.config.max_per_account:
             raise invalid(FUTURE)
@@ -80,16 +96,35 @@ class Pool:
         before = [each for number, each in waiting.items() if number < ext.nonce]
         if sum(cost_planck(each) for each in (*before, ext)) > free_planck:
             raise invalid(PAYMENT)
-        if old is None and len(self) >= self.config.max_extrinsics:
-            raise Refused(1016, "Immediately Dropped", "The transaction couldn't enter the pool because of the limit")
-        if old is not None:
-            self.remove(old)
+        evicted = self._make_room(ext, old, nonce_of)
+        for each in (*evicted, *([] if old is None else [old])):
+            self.remove(each)
         self._count += 1
         self._by_account.setdefault(ext.signer, {})[ext.nonce] = ext
         self._by_hash[ext.hash] = ext
         self._arrival[ext.hash] = self._count
         self._born[ext.hash] = ext.era.birth(number)
-        return old
+        self._bytes += len(ext.raw)
+        return Added(old, tuple(evicted))
+
+    def _make_room(self, ext: Extrinsic, old: Extrinsic | None, nonce_of: Callable[[bytes], int]) -> list[Extrinsic]:
+        """What must go so that `ext` fits in place of `old`; `Refused` when that would not be enough."""
+        over = len(self) + (old is None) - self.config.max_extrinsics
+        over_bytes = self._bytes + len(ext.raw) - (0 if old is None else len(old.raw)) - self.config.max_bytes
+        going: list[Extrinsic] = []
+        if over <= 0 and over_bytes <= 0:
+            return going
+        if ext.nonce <= self.next_nonce(ext.signer, nonce_of(ext.signer)):
+            ready = {each.hash for each in self.ready(nonce_of)}
+            for each in reversed(self._by_hash.values()):  # they stand in the order of their arrival
+                if over <= 0 and over_bytes <= 0:
+                    break
+                if each.hash not in ready and each.signer != ext.signer:
+                    going.append(each)
+                    over, over_bytes = over - 1, over_bytes - len(each.raw)
+        if over > 0 or over_bytes > 0:
+            raise Refused(1016, "Immediately Dropped", "The transaction couldn't enter the pool because of the limit")
+        return going
 
     def remove(self, ext: Extrinsic) -> None:
         """Forget a waiting extrinsic."""
@@ -100,6 +135,7 @@ class Pool:
         del self._by_hash[ext.hash]
         del self._arrival[ext.hash]
         del self._born[ext.hash]
+        self._bytes -= len(ext.raw)
 
     def ban(self, ext: Extrinsic, *, number: int) -> None:
         """Forget an extrinsic that turned out invalid, and refuse it for a while."""

@@ -9,8 +9,9 @@ The state root in a header commits to the whole state after the block (overlay.p
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mesh.devchain import extrinsic as xt
@@ -76,7 +77,8 @@ class Runtime:
         chosen = list(all_pallets(epoch_length, network_genesis=network_genesis) if pallets is None else pallets)
         chosen.sort(key=lambda each: each.index)
         self.types = metadata.runtime_types(chosen)
-        self.events: StorageItem = system.events_item(self.types.event)
+        self.event_record = system.event_record(self.types.event)
+        self.events: StorageItem = system.events_item(self.event_record)
         self.pallets = {each.name: each for each in chosen}
         own = self.pallets["System"]
         own.storage = [item for item in own.storage if item.name != "Events"] + [self.events]
@@ -84,6 +86,12 @@ class Runtime:
         self.ledger = BooksLedger(epoch_length)
         self.metadata = metadata.build(chosen, self.types)
         self.apis = {name: (pallet, fn) for pallet in chosen for name, fn in pallet.apis.items()}
+        self.holdings = {
+            item.prefix: partial(_held_by, item, pallet.holdings[item.name])
+            for pallet in chosen
+            for item in pallet.storage
+            if item.name in pallet.holdings
+        }
         self._items = {item.prefix: item for pallet in chosen for item in pallet.storage}
 
     def parse(self, raw: bytes) -> xt.Extrinsic:
@@ -229,12 +237,33 @@ class BlockBuilder:
         self.genesis_hash = genesis_hash
         self.state = Overlay(state)
         self.extrinsics: list[bytes] = []
-        self._events: list[dict[str, Any]] = []
+        self._events: list[bytes] = []
         self._phase: Any = "Initialization"
         self._start(now_ms)
 
     def apply(self, ext: xt.Extrinsic) -> Outcome:
-        """Run an extrinsic. `Refused` when it may not be in this block: then nothing has changed."""
+        """Run an extrinsic. `Refused` when it may not be in this block: then nothing has changed.
+
+        That is also what becomes of one that the runtime cannot bear, as only a state set by hand can make it: it must
+        not keep the others out of the block.
+        """
+        block, mark = self.state, len(self._events)
+        self.state = Overlay(block)
+        try:
+            outcome = self._apply(ext)
+            self.state.commit()
+        except Exception as error:
+            del self._events[mark:]
+            if isinstance(error, xt.Refused):
+                raise
+            log.exception("extrinsic 0x%s cannot be applied", ext.hash.hex())
+            raise xt.invalid(f"The runtime cannot apply it: {error!r:.120}") from error
+        finally:
+            self.state = block
+        self.extrinsics.append(ext.raw)
+        return outcome
+
+    def _apply(self, ext: xt.Extrinsic) -> Outcome:
         runtime = self.runtime
         runtime.check(ext, self.state, number=self.number, parent_hash=self.parent.hash, genesis_hash=self.genesis_hash)
         info = runtime.account(self.state, ext.signer)
@@ -263,13 +292,12 @@ class BlockBuilder:
             outer.emit("ExtrinsicSuccess", dispatch_info=dispatch_info)
         else:
             outer.emit("ExtrinsicFailed", dispatch_error=error, dispatch_info=dispatch_info)
-        self.extrinsics.append(ext.raw)
         return Outcome(error, due)
 
     def set_storage(self, entries: Mapping[bytes, bytes | None]) -> None:
         """Write raw entries, None removing one, as the author: the block says so in an extrinsic of its own.
 
-        What accounts gain or lose by it is booked as minted or burned under "set-storage".
+        What accounts, or pallets for them, gain or lose by it is booked as minted or burned under "set-storage".
         """
         calls: dict[str, dict[str, list[Any]]] = {
             "set_storage": {"items": [(key, value) for key, value in entries.items() if value is not None]},
@@ -283,20 +311,24 @@ class BlockBuilder:
         for key, value in entries.items():
             before = self._planck(key)
             self.state.put(key, value)
-            self.runtime.ledger.book_set(ctx, self._planck(key) - before)
+            free, held = (now - then for now, then in zip(self._planck(key), before, strict=True))
+            self.runtime.ledger.book_set(ctx, free=free, held=held)
 
-    def _planck(self, key: bytes) -> int:
-        """The planck in the account whose raw key this is; 0 for other keys."""
-        if not key.startswith(system.ACCOUNT.prefix):
-            return 0
+    def _planck(self, key: bytes) -> tuple[int, int]:
+        """The planck of which the entry with this raw key says that (an account has, pallets hold) them."""
         raw = self.state.get(key)
-        data = system.account_info.decode_all(raw or system.ACCOUNT.default_bytes)["data"]
-        return int(data["free"] + data["reserved"])
+        if raw is None:
+            return 0, 0
+        if key.startswith(system.ACCOUNT.prefix):
+            data = system.account_info.decode_all(raw)["data"]
+            return int(data["free"] + data["reserved"]), 0
+        holding = self.runtime.holdings.get(key[:32])
+        return 0, 0 if holding is None else holding(raw)
 
     def finish(self) -> Block:
         """Close the block."""
         ctx = self._context("System", self.state)
-        ctx.put(self.runtime.events, value=self._events)
+        self.state.put(self.runtime.events.key(), s.encode_compact(len(self._events)) + b"".join(self._events))
         ctx.put(system.EVENT_COUNT, value=len(self._events))
         return _seal(
             self.number,
@@ -366,7 +398,12 @@ class BlockBuilder:
 
     def _record(self, pallet: str, event: str, content: Any) -> None:
         body = event if content is None else {event: content}
-        self._events.append({"phase": self._phase, "event": {pallet: body}, "topics": []})
+        record = {"phase": self._phase, "event": {pallet: body}, "topics": []}
+        self._events.append(self.runtime.event_record.encode(record))  # one that does not fit fails its own call only
+
+
+def _held_by(item: StorageItem, count: Callable[[Any], int], raw: bytes) -> int:
+    return count(item.value.decode_all(raw))
 
 
 def header_hash(header: Mapping[str, Any]) -> bytes:

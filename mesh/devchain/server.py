@@ -185,7 +185,16 @@ class Connection:
             error = {"code": INVALID_REQUEST, "message": f"a batch has 1 to {self.limits.max_batch} requests"}
             self._push({"jsonrpc": "2.0", "error": error, "id": None})
             return
-        self._push([await self._answer(each) for each in requests])
+        texts: list[str] = []
+        size = 0
+        for each in requests:
+            texts.append(json.dumps(await self._answer(each)))
+            size += len(texts[-1])
+            if size > self.limits.max_outgoing_bytes:
+                break  # it goes no further, so the rest need not be made
+            if not self._later:  # else a block could come, and be told to a subscription whose reply is still here
+                await trio.lowlevel.checkpoint()
+        self._push_text(f"[{', '.join(texts)}]")
         self._flush()
 
     async def _write(self) -> None:
@@ -198,7 +207,9 @@ class Connection:
             self._waiting_bytes -= len(text)
 
     def _push(self, message: Any) -> None:
-        text = json.dumps(message)
+        self._push_text(json.dumps(message))
+
+    def _push_text(self, text: str) -> None:
         try:
             if self._waiting_bytes + len(text) > self.limits.max_outgoing_bytes:
                 raise trio.WouldBlock
@@ -234,6 +245,9 @@ class Connection:
             reply["error"] = {"code": INVALID_PARAMS, "message": f"Invalid params: {error}"}
         except ChainError as error:
             reply["error"] = {"code": INTERNAL_ERROR, "message": f"Internal error: {error}"}
+        except Exception:
+            log.exception("request %s failed", reply["id"])
+            reply["error"] = {"code": INTERNAL_ERROR, "message": "Internal error: the chain's log says more"}
         return reply
 
     async def _call(self, name: str, params: Any) -> Any:
@@ -419,15 +433,31 @@ class Connection:
         return found
 
     def _key_list(self, keys: Any) -> list[bytes]:
+        """The keys, each once: a value that is large once must not be sent a thousand times."""
         if not isinstance(keys, list) or len(keys) > self.limits.max_keys:
             raise RpcRefusal(INVALID_PARAMS, f"Invalid params: an array of at most {self.limits.max_keys} keys")
-        return [_unhex(each) for each in keys]
+        return list(dict.fromkeys(_unhex(each) for each in keys))
 
     def _query_storage(self, keys: Any, block_hash: Any = None) -> list[dict[str, Any]]:
         state, _, at = self._state(block_hash)
-        return [_change_set(at, state, self._key_list(keys))]
+        return [self._change_set(at, state, self._key_list(keys))]
+
+    def _change_set(self, block_hash: bytes, state: ReadState, keys: Sequence[bytes]) -> dict[str, Any]:
+        changes: list[list[str | None]] = []
+        room = self.limits.max_outgoing_bytes
+        for key in keys:
+            value = state.get(key)
+            room -= 2 * (len(key) + len(value or b""))
+            if room < 0:
+                raise RpcRefusal(
+                    INVALID_PARAMS, "Invalid params: the values are too large for one answer: ask for fewer"
+                )
+            changes.append([_hex(key), None if value is None else _hex(value)])
+        return {"block": _hex(block_hash), "changes": changes}
 
     def _state_call(self, name: Any, data: Any, block_hash: Any = None) -> str:
+        if not isinstance(name, str):
+            raise RpcRefusal(INVALID_PARAMS, "Invalid params: the name of a runtime function is wanted")
         args = _unhex(data)
         runtime = self.chain.runtime
         core = {
@@ -617,13 +647,22 @@ class Connection:
         wanted = self._key_list(keys)
         chain = self.chain
 
+        def tell(ident: str, block: Block, keys: Sequence[bytes]) -> None:
+            try:
+                changes = self._change_set(block.hash, chain.state, keys)
+            except RpcRefusal:
+                log.warning("a client that watches more than it can be sent is closed")
+                self._scope.cancel()
+            else:
+                self._notify("state_storage", ident, changes)
+
         def on_block(ident: str, block: Block) -> None:
             changed = [key for key in wanted if key in block.changes]
             if changed:
-                self._notify("state_storage", ident, _change_set(block.hash, chain.state, changed))
+                tell(ident, block, changed)
 
         def first(ident: str) -> None:
-            self._notify("state_storage", ident, _change_set(chain.best.hash, chain.state, wanted))
+            tell(ident, chain.best, wanted)
 
         return self._subscribe(on_block, first)
 
@@ -642,14 +681,6 @@ class Connection:
 
 def _properties() -> dict[str, Any]:
     return {"tokenSymbol": "TENSOR", "tokenDecimals": 18, "ss58Format": 42, "isEthereum": True}
-
-
-def _change_set(block_hash: bytes, state: ReadState, keys: Sequence[bytes]) -> dict[str, Any]:
-    changes: list[list[str | None]] = []
-    for key in keys:
-        value = state.get(key)
-        changes.append([_hex(key), None if value is None else _hex(value)])
-    return {"block": _hex(block_hash), "changes": changes}
 
 
 def refusal(

@@ -8,6 +8,9 @@ Honest nodes run the product's ConsensusLoop, unchanged, on a FakeChain. What ca
 for hundreds of seeds) or NETWORK (SimNetwork, Rpc, DHT and Content as a node has them). Same scenario and seed, same
 run.
 
+A subnet of one's own takes the place of the built-in one (`Scenario.subnet`, with `Scenario.make` to make its records).
+Subnets that need to compute to earn are simulated whole, by mesh.testing.village.
+
 What is promised holds while outlaws and honest nodes in trouble (an outage, a restart) are at most f = (n-1)//3.
 """
 
@@ -33,17 +36,17 @@ from mesh.chain.types import ONE, Score, Submission, SubnetNode, first_block
 from mesh.chain.windows import Windows
 from mesh.clock import SimClock
 from mesh.consensus.loop import ConsensusConfig, ConsensusLoop, inventory_rule, refusal_rule
-from mesh.consensus.round import Decision, Judgement
+from mesh.consensus.round import Decision, Judgement, decode_args, decode_blob
 from mesh.content import Content, inline
 from mesh.dht import DHT, KadServicer
-from mesh.errors import NetworkError, RpcError
+from mesh.errors import ConsensusError, NetworkError, RecordRejected, RemoteProtocolError, RpcError
 from mesh.identity import AccountKey, KeyType, PeerKey
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, NamespaceRule, pack_value, window
 from mesh.kad.wire import Role, StoreRequest
 from mesh.peer import PeerID
 from mesh.rpc.rpc import Rpc
-from mesh.subnet import Evidence, Settlement
+from mesh.subnet import Evidence, Settlement, Subnet
 from mesh.testing.adversaries.consensus import (
     AddsRecords,
     ClaimsThereWasNothing,
@@ -167,6 +170,11 @@ class TallySubnet:
         return [Score(node_id, len(places[node_id])) for node_id in sorted(places)]
 
 
+Make = Callable[[int, int], tuple[bytes, bytes, bytes]]
+"""Key, subkey and value of a piece of work, of an epoch and a number: records a subnet's rules take in the first 18
+blocks of an epoch of 20. The same number is the same place, and a number a thousand higher another value for it."""
+
+
 def _key(epoch: int) -> bytes:
     return f"{_NAMESPACE}/{epoch}".encode()
 
@@ -224,6 +232,9 @@ class Scenario:
     """Who is elected in epoch 1, 2, …: for the work of epoch 0, 1, …"""
     outages: tuple[Outage, ...] = ()
     restarts: tuple[Restart, ...] = ()
+    subnet: Subnet = field(default_factory=lambda: cast(Subnet, TallySubnet()))
+    make: Make = piece
+    """Makes a piece of work for it."""
     length: int = 20
     """Blocks of an epoch."""
     start: int = 0
@@ -315,13 +326,20 @@ class Epoch:
     submission: Submission | None
     judgements: Mapping[int, tuple[bytes, Judgement]]
     """Of honest nodes, by node id: the blob's digest and what they decided."""
-    seen_by_all: Mapping[int, int]
-    """By node id: how many of its places every honest node that was well held before the inventories."""
+    seen: Mapping[int, frozenset[bytes]]
+    """By owner: digests of the records that every honest node that was well held before the inventories."""
+    evidence: frozenset[bytes] | None
+    """Digests of the records in the proposal's blob; None where no honest node has it."""
     equivocators: frozenset[int]
     """Node ids of which some honest node has two inventories."""
     before: Mapping[int, SubnetNode]
     after: Mapping[int, SubnetNode]
     """Nodes in the block before the settlement, and in its block."""
+
+    @property
+    def seen_by_all(self) -> dict[int, int]:
+        """How many records of each node these are."""
+        return {node_id: len(digests) for node_id, digests in self.seen.items()}
 
     @property
     def ratio(self) -> int:
@@ -447,18 +465,30 @@ class Found:
             if epoch.proposer in well and epoch.submission is None:
                 found.append("an honest proposer proposed nothing")
             if epoch.submission is not None:
-                paid = {score.node_id: score.score for score in epoch.submission.scores}
-                found += [
-                    f"{count} places of node {node_id} were seen by all, and {paid.get(node_id, 0)} are paid"
-                    for node_id, count in epoch.seen_by_all.items()
-                    if node_id in well and paid.get(node_id, 0) < count
-                ]
+                found += self._paid(epoch, well)
         if outlaw is not None and outlaw.proposing.right is Right.REFUSED and epoch.submission is not None:
             if epoch.is_accepted or epoch.gained(epoch.proposer) >= 0:
                 found.append("a lie was not slashed")
             found += [f"a lie paid node {n}" for n in epoch.before if epoch.gained(n) > 0]
         if (outlaw is None or outlaw.proposing.right is Right.ATTESTED) and epoch.submission is not None:
             found += [f"honest node {n} did not attest what is right" for n in well if n not in attests]
+        return found
+
+    def _paid(self, epoch: Epoch, well: Sequence[int]) -> list[str]:
+        """What all saw of honest nodes' work is evidence, and is paid where the score is known to be by records."""
+        seen = {node_id: epoch.seen.get(node_id, frozenset()) for node_id in well}
+        found = []
+        if epoch.evidence is not None:
+            found += [f"a record of node {n} that all saw is no evidence" for n in well if seen[n] - epoch.evidence]
+        elif any(seen.values()):
+            found.append("what all saw is no evidence: there is none")
+        if isinstance(self.scenario.subnet, TallySubnet) and epoch.submission is not None:
+            paid = {score.node_id: score.score for score in epoch.submission.scores}
+            found += [
+                f"{len(seen[n])} records of node {n} were seen by all, and {paid.get(n, 0)} are paid"
+                for n in well
+                if paid.get(n, 0) < len(seen[n])
+            ]
         return found
 
 
@@ -500,12 +530,12 @@ class _Town:
         accounts = [key.account_id for key in (*self.hotkeys, *self.coldkeys)]
         self.ledger = Ledger(seed=seed, epoch_length=scenario.length, fund=dict.fromkeys(accounts, FUNDS_PLANCK))
         self.ledger.rng = cast(Any, _Elections(scenario.proposers))
-        self.subnet = TallySubnet()
+        self.subnet = scenario.subnet
         self.subnet_id = 0
         self.office = PostOffice(rng=random.Random(seed), delay_s=scenario.delay_s, loss=scenario.loss)
         self.network = SimNetwork(seed=seed, latency_s=scenario.delay_s / 10, loss=scenario.loss)
         self.members: dict[int, _Member] = {}
-        self.seen: dict[int, dict[int, int]] = {}
+        self.seen: dict[int, dict[int, frozenset[bytes]]] = {}
 
     async def run(self) -> Found:
         scenario = self.scenario
@@ -589,19 +619,30 @@ class _Town:
         await nursery.start(fresh.run)
         fresh.act(nursery)
 
-    def _seen_by_all(self, work: int) -> dict[int, int]:
-        """Places whose one record every honest node that is well holds, by node id."""
+    def _seen_by_all(self, work: int) -> dict[int, frozenset[bytes]]:
+        """Records that every honest node that is well holds, by owner."""
         held = [
-            {record.digest: record for record in member.dht.local(_key(work))}
+            {record.digest: record for key in self.subnet.evidence_keys(work) for record in member.dht.local(key)}
             for node_id, member in self.members.items()
             if node_id not in self.scenario.faulty
         ]
         ids = {key.peer_id: number for number, key in enumerate(self.keys, start=1)}
-        places: dict[int, set[bytes]] = {}
+        found: dict[int, set[bytes]] = {}
         for digest, record in held[0].items() if held else ():
             if all(digest in each for each in held):
-                places.setdefault(ids[record.owner], set()).add(record.subkey)
-        return {node_id: len(found) for node_id, found in sorted(places.items())}
+                found.setdefault(ids[record.owner], set()).add(digest)
+        return {node_id: frozenset(digests) for node_id, digests in sorted(found.items())}
+
+    def _evidence(self, submission: Submission | None) -> frozenset[bytes] | None:
+        try:
+            digest = decode_args(submission.args if submission else None).evidence
+            for member in self.members.values():
+                data = member.content.get_local(digest) if member.loop is not None else None
+                if data is not None:
+                    return frozenset(record.digest for record in decode_blob(data).records)
+        except (ConsensusError, RemoteProtocolError):
+            pass
+        return None
 
     def _found_out(self) -> Found:
         subnet = self.ledger.subnets[self.subnet_id]
@@ -623,7 +664,8 @@ class _Town:
                     proposer=subnet.elected[work + 1],
                     submission=subnet.submissions.get(work + 1),
                     judgements=judgements,
-                    seen_by_all=self.seen[work],
+                    seen=self.seen[work],
+                    evidence=self._evidence(subnet.submissions.get(work + 1)),
                     equivocators=self._equivocators(work),
                     before=before,
                     after=after,
@@ -667,8 +709,8 @@ class _Member:
                 epochs=self.epochs,
                 dht=self.dht,
                 content=self.content,
-                subnet=cast(Any, town.subnet),
-                subnet_config=TallyConfig(),
+                subnet=town.subnet,
+                subnet_config=town.subnet.Config(),
                 identity=self.key,
                 hotkey=self.hotkey,
                 state_dir=self.directory,
@@ -678,7 +720,7 @@ class _Member:
             )
 
     def _rules(self) -> list[NamespaceRule]:
-        return [*self.town.subnet.rules(None), inventory_rule(), refusal_rule()]
+        return [*self.town.subnet.rules(self.town.subnet.Config()), inventory_rule(), refusal_rule()]
 
     def _by_post(self, old: _Member | None) -> None:
         if old is not None:
@@ -725,14 +767,19 @@ class _Member:
 
         async def offer(peer: PeerID) -> None:
             try:
+                if peer == self.key.peer_id:
+                    await self.dht._holdings.accept(record, sender=None)
+                    said[peer] = ""
+                    return
                 said[peer] = (await self._rpc.stub(KadServicer, peer).rpc_store(request)).verdicts[0]
             except (NetworkError, RpcError):
                 said[peer] = "lost"
+            except RecordRejected as error:
+                said[peer] = error.reason
 
         async with trio.open_nursery() as nursery:
             for peer in peers:
-                if peer != self.key.peer_id:
-                    nursery.start_soon(offer, peer)
+                nursery.start_soon(offer, peer)
         return said
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -766,9 +813,9 @@ class _Member:
             epochs=self.epochs,
             dht=self.dht,
             content=self.content,
-            subnet=cast(Any, self.town.subnet),
+            subnet=self.town.subnet,
             push=self.push,
-            make=piece,
+            make=self.town.scenario.make,
             clock=self.town.clock,
             rng=self.rng,
         )

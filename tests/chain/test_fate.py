@@ -215,8 +215,8 @@ async def test_a_map_out_of_order_is_a_bad_proof_and_the_client_never_sends_one(
         node.scenes = [Refuse(NO_SUCH_METHOD)] * 2
         first, second = sorted(bytes((number,)) * 20 for number in (1, 2))
         data = {**subnet_data(), "initial_coldkeys": {second: 1, first: 1}}
-        raw, shown = await chain.preview("register_subnet", {"max_cost": 1, "subnet_data": data}, OWN)
-        decoded = shown["subnet_data"]
+        shown = await chain.preview("register_subnet", {"max_cost": 1, "subnet_data": data}, OWN)
+        raw, decoded = shown.raw, shown.args["subnet_data"]
         assert isinstance(decoded, dict)
         assert list(decoded["initial_coldkeys"]) == [first, second]
         one = (1).to_bytes(4, "little")

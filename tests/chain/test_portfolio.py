@@ -53,7 +53,6 @@ def test_nothing_is_signed_that_the_account_cannot_pay(free: int, spends: int, f
 
 def test_hotkeys_are_new_and_not_the_coldkey() -> None:
     checks.require_new_hotkey(b"\1" * 20, coldkey=b"\2" * 20, owner=None)
-    checks.require_new_hotkey(b"\1" * 20, coldkey=b"\2" * 20, owner=bytes(20))
     with pytest.raises(CallRefused, match="same account"):
         checks.require_new_hotkey(b"\1" * 20, coldkey=b"\1" * 20, owner=None)
     with pytest.raises(CallRefused, match="in use"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,16 +11,21 @@ from typing import Any
 
 import pytest
 import trio
+from trio_websocket import WebSocketConnection
 
-from mesh.chain import info
+from mesh.chain import dialect as dialects
+from mesh.chain import info, session
 from mesh.chain.codec import compact
-from mesh.chain.session import RpcRefused
+from mesh.chain.metadata import Metadata
+from mesh.chain.runtime import Version
+from mesh.chain.session import RpcRefused, Session
+from mesh.chain.subscription import MAX_MESSAGE_BYTES
 from mesh.chain.substrate import SubstrateChain
 from mesh.chain.types import BlockRef, Snapshot, SubnetInfo
 from mesh.devchain.chain import DevChain
 from mesh.devchain.server import header_json
 from mesh.errors import BlockUnavailable, ChainError
-from tests.chain.nodes import Raw, Relay, client, refuse, serve
+from tests.chain.nodes import Raw, Relay, client, refuse, serve, serve_sockets
 from tests.chain.subnet import SUBNET, config, populate
 from tests.contract.test_chain import BOOTNODE, COLDKEYS, HOTKEYS, OWNER, PEERS, STAKE
 
@@ -288,3 +294,74 @@ async def test_an_answer_larger_than_what_is_taken_is_refused_unread(tmp_path: P
         relay.instead["chain_getFinalizedHead"] = lambda _: Raw('{"id":1,"result":"' + "0" * most + '"}')
         with pytest.raises(ChainError, match=f"more than {most} bytes"):
             await chain.finalized()
+
+
+KUSAMA_3102680 = {
+    "parentHash": "0x4da72fba92b87766d8ad1b4913e7b222b136119abb567064f28aa716c625757d",
+    "number": "0x2f57d8",
+    "stateRoot": "0x1273b6c2c49f0e68bca9c2ddf691d89fcec7caf64b8fb2b2681dcb907c8a0f86",
+    "extrinsicsRoot": "0x5d8dd72b5ece054e9ad20f233accb42a3d0c5702d2deeb721563cebb6a437b48",
+    "digest": {
+        "logs": [
+            "0x06424142453402030000000d91d60f00000000",
+            "0x0542414245010102b7f819b3d6841d8137701d613b31fd9142b43b524da53f15f5f25a4bf747552e3f"
+            "d080b3f4d5f7919610f31147053f6ee019d96ba6326aba236c80d3bb6884",
+        ]
+    },
+}
+"""The header of a block of a public chain, as its nodes tell it; its hash is known too."""
+
+
+def test_the_hash_of_a_header_is_that_of_a_public_chains_block(metadata: Metadata) -> None:
+    known = bytes.fromhex("73ee3842500e98de95191e2e91c422bd31f9dbe81c2719a156c2fdebeec815ed")
+    dialect = dialects.choose(metadata.pallet("Network").calls)
+    made = Session("", lambda *_: KUSAMA_3102680, bytes(32), "", Version("", 1, 1), metadata, dialect, None)
+    assert session.block_ref(made, known) == BlockRef(3_102_680, known)
+    with pytest.raises(ChainError, match="another hash"):
+        session.block_ref(made, known[::-1])
+
+
+# --- what is pushed ---------------------------------------------------------------------------------------------------
+
+PUSHED: dict[str, object] = {
+    "no JSON": "{",
+    "no object": "[]",
+    "too large": '{"x":"' + "0" * MAX_MESSAGE_BYTES + '"}',
+    "a number": "7",
+    "another subscription": '{"method":"chain_newHead","params":{"subscription":"other","result":{"number":"0xffff"}}}',
+    "params that are none": '{"method":"chain_newHead","params":[]}',
+    "a head that is none": '{"method":"chain_newHead","params":{"subscription":"s","result":7}}',
+    "logs that are none": '{"method":"chain_newHead","params":{"subscription":"s","result":{"digest":{"logs":{}}}}}',
+    "a false head": '{"method":"chain_newHead","params":{"subscription":"s","result":{"number":"0x7fffffff"}}}',
+    "nothing, and it hangs up": None,
+}
+
+
+@pytest.mark.parametrize("pushed", PUSHED.values(), ids=PUSHED)
+async def test_heads_come_whatever_a_subscription_pushes(tmp_path: Path, pushed: str | None) -> None:
+    dev = DevChain(config(None))
+    relay = Relay(dev)
+
+    async def handle(websocket: WebSocketConnection) -> None:
+        while True:
+            asked = json.loads(await websocket.get_message())
+            if asked["method"] != "chain_subscribeNewHeads":
+                reply = {"id": asked["id"], "result": await relay.truth(asked["method"], asked["params"])}
+                await websocket.send_message(json.dumps(reply))
+                continue
+            await websocket.send_message(json.dumps({"id": asked["id"], "result": "s"}))
+            if pushed is None:
+                return
+            await websocket.send_message(pushed)
+
+    async with trio.open_nursery() as nursery:
+        chain = client(tmp_path, await serve_sockets(nursery, handle), poll_interval_s=0.05, silence_s=0.05)
+        await nursery.start(chain.run)
+        with trio.fail_after(10):
+            async for head in chain.heads():
+                assert head.number <= dev.best.number
+                if head.number == 2:
+                    break
+                dev.new_block()
+        nursery.cancel_scope.cancel()
+    dev.close()

@@ -142,9 +142,10 @@ async def test_calls_of_the_deployed_dialect_are_translated(bench: Bench) -> Non
     await bench.submit("add_node_stake", COLDKEYS[0], subnet_id=SUBNET, subnet_node_id=1, stake_to_be_added=5)
     assert (await bench.chain.snapshot(SUBNET)).nodes[0].stake_planck == 200 * TENSOR + 8
     args = {"subnet_id": SUBNET, "subnet_node_id": 1, "hotkey": hotkey, "stake_to_be_added": 5}
-    raw, shown = await bench.chain.preview("add_stake", args, COLDKEYS[0])
-    assert raw[:2] == bytes((23, 52))
-    assert shown == {"subnet_id": SUBNET, "subnet_node_id": 1, "stake_to_be_added": 5}
+    shown = await bench.chain.preview("add_stake", args, COLDKEYS[0])
+    assert shown.raw[:2] == bytes((23, 52))
+    assert shown.call == "Network.add_node_stake"
+    assert shown.args == {"subnet_id": SUBNET, "subnet_node_id": 1, "stake_to_be_added": 5}
     assert await bench.chain.estimate_fee("add_stake", args, COLDKEYS[0]) > 0
 
 

@@ -95,16 +95,13 @@ def test_what_was_not_done_after_a_refusal_is_said(chain: Chain, subnet: str) ->
     done = chain.mesh(
         "register-subnet", "--yes", "--name", "two", "--repo", "two", "--initial_coldkeys", *TRIO,
         "--bootnodes", f"/ip4/127.0.0.1/tcp/1/p2p/{PeerKey.dev('bootnode').peer_id}",
-        "--churn_limit", "1000000", "--max_registered_nodes", "2",
+        "--churn_limit", "1000000",
         secret=hexkey("alith"),
     )  # fmt: skip
     assert done.returncode == 1
     assert "done in block" in done.stdout
     real = int(subnet) + 1
-    assert done.stderr.splitlines()[:2] == [
-        f"not done: set churn_limit of subnet {real}",
-        f"not done: set max_registered_nodes of subnet {real}",
-    ]
+    assert done.stderr.splitlines()[0] == f"not done: set churn_limit of subnet {real}"
     assert "InvalidChurnLimit): the value is outside" in done.stderr
 
 

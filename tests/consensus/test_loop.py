@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mesh.chain.types import Score
+from mesh.chain.types import Score, Submission
 from mesh.consensus import round as rules
 from mesh.consensus.refusing import Standing, check_refusal
 from mesh.kad.record import Record, sign_record
@@ -564,6 +564,32 @@ def test_an_epoch_nobody_proposed_for_is_noted(tmp_path: Path, caplog: pytest.Lo
 
     in_town(main, tmp_path)
     assert caplog.text.count("epoch 0: missed, node 4 was elected") == 3
+
+
+def test_a_proposal_that_is_another_when_it_is_looked_at_again_is_not_attested(tmp_path: Path) -> None:
+    """A fork may put another proposal in the place of the one that was judged; an attestation does not say which."""
+
+    async def main(town: Town) -> None:
+        await everybody(town)
+        bob = town.nodes["bob"]
+        await bob.note("work")
+        real, looks = bob.chain.submission, 0
+
+        async def submission(subnet_id: int, epoch: int) -> Submission | None:
+            nonlocal looks
+            found = await real(subnet_id, epoch)
+            if found is None or epoch != 1:
+                return found
+            looks += 1
+            return found if looks == 1 else dataclasses.replace(found, scores=(Score(4, 9),))
+
+        bob.chain.submission = submission  # type: ignore[method-assign]
+        await town.until(1, 14)
+        assert looks > 2
+        assert town.attests() == "ada cyd dan"
+        assert town.refusals() == {"bob": "scores"}
+
+    in_town(main, tmp_path)
 
 
 # --- restarts and a chain that goes away --------------------------------------------------------------------------

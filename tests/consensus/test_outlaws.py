@@ -5,7 +5,7 @@ mesh.testing.consensus_sim) except where a test says that it takes the whole net
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ import mesh.consensus.attesting as attesting
 import mesh.consensus.proposing as proposing
 from mesh.chain.types import ONE
 from mesh.consensus.round import Decision, Judgement
+from mesh.kad.validator import pack_value
 from mesh.testing.adversaries.consensus import (
     AddsRecords,
     ClaimsThereWasNothing,
@@ -42,6 +43,8 @@ from mesh.testing.adversaries.consensus import (
 )
 from mesh.testing.chain import ABSENT, BASE_REWARD_PLANCK, EMISSION_PLANCK, LEFT_OUT, MIN_ATTESTATION
 from mesh.testing.consensus_sim import Carrier, Epoch, Found, Loss, Outage, Restart, Scenario, drawn, simulate_consensus
+
+from .toy import Note, ToySubnet, note_key
 
 
 def sound(scenario: Scenario, *, seed: int = 1, carrier: Carrier = Carrier.POST) -> Found:
@@ -77,6 +80,18 @@ def test_windows_grow_with_the_epoch() -> None:
     epoch = only(sound(Scenario(length=50, proposers=(1,))))
     assert epoch.ratio == ONE
     assert scores(epoch) == {n: 1 + n % 3 for n in range(1, 8)}
+
+
+def test_a_subnet_of_ones_own_takes_the_place_of_the_built_in_one() -> None:
+    def make(epoch: int, number: int) -> tuple[bytes, bytes, bytes]:
+        return note_key(epoch), b"%d" % (number % 1000), pack_value(Note(text=f"{number}"))
+
+    subnet = ToySubnet()
+    subnet.bonus = 10
+    outlaws = {3: Outlaw(work=WorksTwice()), 4: Outlaw(listing=ListsTwice())}
+    epoch = only(sound(Scenario(subnet=cast(Any, subnet), make=make, outlaws=outlaws, proposers=(1,))))
+    assert epoch.ratio == ONE
+    assert all(scores(epoch)[n] == 11 + n % 3 for n in (1, 2, 5, 6, 7))
 
 
 def test_the_same_seed_is_the_same_run() -> None:

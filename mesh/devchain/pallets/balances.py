@@ -100,11 +100,15 @@ class BooksLedger:
         key = (ctx.block // self.epoch_length, cause.encode())
         ctx.put(item, *key, value=ctx.get(item, *key) + amount)
 
-    def book_set(self, ctx: Context, difference: int) -> None:
-        """Book what an account gained or, negative, lost because its entry was written over."""
-        if difference:
-            self.book(ctx, books.MINTED if difference > 0 else books.BURNED, "set-storage", abs(difference))
-            self._add_issuance(ctx, difference)
+    def book_set(self, ctx: Context, *, free: int, held: int) -> None:
+        """Book what an account has, or pallets hold, more or (negative) less because an entry was written over."""
+        for difference in (free, held):
+            if difference:
+                self.book(ctx, books.MINTED if difference > 0 else books.BURNED, "set-storage", abs(difference))
+        if free:
+            self._add_issuance(ctx, free)
+        if held:
+            ctx.put(books.HELD, value=ctx.get(books.HELD) + held)
 
     def add_free(self, ctx: Context, who: bytes, amount: int, *, keep_alive: bool = False) -> None:
         """Change a free balance by `amount` planck, making or ending the account where that is needed."""

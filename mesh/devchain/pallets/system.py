@@ -166,9 +166,9 @@ def event_record(runtime_event: s.Type) -> s.Type:
     )
 
 
-def events_item(runtime_event: s.Type) -> StorageItem:
+def events_item(record: s.Type) -> StorageItem:
     """`System.Events`; its type holds every pallet's events, so the runtime makes it."""
-    return StorageItem("Events", value=s.vec(event_record(runtime_event)))
+    return StorageItem("Events", value=s.vec(record))
 
 
 def _remark(ctx: Context, origin: bytes, remark: bytes) -> None:

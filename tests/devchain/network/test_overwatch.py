@@ -94,7 +94,8 @@ def test_stake_counts_less_than_in_proportion() -> None:
     assert linear == pytest.approx({1: ONE // 4, 2: 3 * ONE // 4}, rel=1e-15, abs=100)  # doubles
     damped = oe.stake_weights({1: TENSOR, 2: 3 * TENSOR}, power=9 * ONE // 10)
     assert damped[2] / damped[1] == pytest.approx(3**0.9)
-    assert oe.stake_weights({1: 0, 2: 0}, power=ONE) == {1: 0, 2: 0}
+    assert oe.stake_weights({1: 0, 2: 0}, power=ONE) == {}
+    assert oe.settle({7: {1: ONE}}, {1: 0}, power=ONE, emission=10**6) == oe.Outcome({}, {}, {})
     assert oe.stake_weights({1: 10**27, 2: 10**29}, power=9 * ONE // 10) == {1: ONE // 2, 2: ONE // 2}  # the cast's end
 
 

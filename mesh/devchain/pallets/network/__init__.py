@@ -9,7 +9,9 @@ Where the recorded epoch is silent (penalties, queue, graduation, swaps, keys, o
 network's public sources, and may differ from a given release of it in detail. On purpose different:
 
 - A node activated from the queue is taken as it is registered then, with addresses changed while it waited.
-- A node that has left is not given a reputation again, and is paid for its last epoch only while its hotkey is owned.
+- A node that has left is not given a reputation again, and is paid for its last epoch only while its hotkey is owned
+  and not another node's.
+- No more initial coldkeys than a subnet may have nodes.
 - A reward goes to the hotkey a node has when it is paid, not to the one it had when it was proposed.
 - Several proposed scores of one node become its lowest.
 - A subnet has a weight and elects only from its first epoch on. A paused one has none, except for the round that was
@@ -352,4 +354,5 @@ def pallet(epoch_length: int, *, genesis: Mapping[str, Any] = storage.DEV_GENESI
         on_initialize=epoch.on_initialize,
         genesis=build,
         apis=dict(info.APIS),
+        holdings=stake.HOLDINGS,
     )

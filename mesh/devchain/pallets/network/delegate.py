@@ -70,8 +70,7 @@ def check_subnet(ctx: Context, subnet_id: int) -> None:
         raise Dispatch("InvalidSubnetId")
 
 
-# --- the calls
-# ---------------------------------------------------------------------------------------------------
+# --- the calls -------------------------------------------------------------------------------------------------------
 
 
 def add_to_delegate_stake(ctx: Context, origin: bytes, *, subnet_id: int, stake_to_be_added: int) -> None:

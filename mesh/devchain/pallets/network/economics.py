@@ -64,18 +64,35 @@ def _truncate(value: float) -> int:
     return U128_MAX if value >= 2.0**128 else int(value)
 
 
+def power(base: float, exponent: float) -> float:
+    """``base ** exponent`` of non-negative doubles; infinite when too large, as in the runtime."""
+    try:
+        return math.pow(base, exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
 def _clamp(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
 def sigmoid_decreasing(x: float, *, midpoint: float, steepness: float) -> float:
-    """A decreasing sigmoid in [0, 1], symmetric about ``midpoint`` and 0.5 there."""
-    e = math.exp(steepness * abs(x - midpoint))
+    """A decreasing sigmoid in [0, 1], symmetric about ``midpoint`` and 0.5 there.
+
+    Too steep for doubles it is NaN up to the midpoint, as in the runtime, and what is paid by it 0.
+    """
+    e = _exp(steepness * abs(x - midpoint))
     return 1.0 / (1.0 + e) if x > midpoint else e / (1.0 + e)
 
 
-# --- consensus
-# ---------------------------------------------------------------------------------------------------
+# --- consensus -------------------------------------------------------------------------------------------------------
 
 
 def proposer_factor(progress: int, *, midpoint: int, steepness: int) -> int:
@@ -92,7 +109,7 @@ def attestor_factor(progress: int, *, min_factor: int, exponent: int) -> int:
     by. The factor falls from 1.0 to ``min_factor``, slowly first.
     """
     low = to_f64(min_factor)
-    curve = 1.0 - math.pow(to_f64(progress), float(exponent) if exponent > 0 else 1.0)
+    curve = 1.0 - power(to_f64(progress), float(exponent) if exponent > 0 else 1.0)
     return min(from_f64(_clamp(low + (1.0 - low) * curve, low, 1.0)), ONE)
 
 
@@ -111,14 +128,13 @@ def slash_amount(stake: int, ratio: int, *, minimum: int, base_percentage: int, 
     return min(percent_mul(percent_mul(stake, base_percentage), shortfall(ratio, minimum)), maximum)
 
 
-# --- reputation
-# --------------------------------------------------------------------------------------------------
+# --- reputation ------------------------------------------------------------------------------------------------------
 
 
 def raise_reputation(reputation: int, factor: int) -> int:
     """Reputation of a node or subnet after something good: ``r + r**(1+f) * f``, at most 1.0."""
     r, f = to_f64(reputation), to_f64(factor)
-    return min(_truncate((r + math.pow(r, 1.0 + f) * f) * 1e18), ONE)
+    return min(_truncate((r + power(r, 1.0 + f) * f) * 1e18), ONE)
 
 
 def lower_reputation(reputation: int, factor: int) -> int:
@@ -147,8 +163,7 @@ def coldkey_reputation_step(score: int, ratio: int, *, minimum: int, factor: int
     return product // ONE // ONE
 
 
-# --- emissions
-# ---------------------------------------------------------------------------------------------------
+# --- emissions -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +247,7 @@ def subnet_weights(
             0.0,
             1.0,
         )
-        adjusted[subnet_id] = math.pow(weight, to_f64(factors.power))
+        adjusted[subnet_id] = power(weight, to_f64(factors.power))
         total += adjusted[subnet_id]
     if total == 0.0:
         return dict.fromkeys(sorted(subnets), 0)
@@ -263,8 +278,7 @@ def node_reward(nodes_pool: int, score: int, *, score_sum: int, factor: int) -> 
     return percent_mul(percent_mul(percent_div(score, score_sum), nodes_pool), factor)
 
 
-# --- prices
-# ------------------------------------------------------------------------------------------------------
+# --- prices ----------------------------------------------------------------------------------------------------------
 
 
 def registration_cost(last_cost: int, blocks_since: int, *, minimum: int, decay_blocks: int, exponent: int) -> int:
@@ -275,7 +289,7 @@ def registration_cost(last_cost: int, blocks_since: int, *, minimum: int, decay_
     if blocks_since >= decay_blocks:
         return minimum
     remaining = percent_div(decay_blocks - blocks_since, decay_blocks)
-    addend = float(last_cost - minimum) * math.pow(to_f64(remaining), to_f64(exponent))
+    addend = float(last_cost - minimum) * power(to_f64(remaining), to_f64(exponent))
     return minimum + _truncate(addend)
 
 
@@ -303,8 +317,7 @@ def min_delegate_stake_multiplier(electable_nodes: int, *, min_nodes: int, max_n
     return ONE + percent_mul(ratio, max(max_multiplier - ONE, 0))
 
 
-# --- delegate pools
-# ----------------------------------------------------------------------------------------------
+# --- delegate pools --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from typing import Any, Final
 from mesh.devchain.pallet import Call, Context, Dispatch
 from mesh.devchain.pallets.network import economics, epochs
 from mesh.devchain.pallets.network import storage as s
-from mesh.devchain.pallets.network.nodes import has_class
+from mesh.devchain.pallets.network.nodes import active_nodes, has_class
 from mesh.devchain.pallets.network.owner import SUBNET, authorize
 from mesh.devchain.scale import u32, vec
 
@@ -40,7 +40,8 @@ def set_emergency_validator_set(ctx: Context, origin: bytes, *, subnet_id: int, 
     if ctx.get(s.SubnetsData, subnet_id)["state"] != "Paused":
         raise Dispatch("SubnetMustBePaused")
     now = epochs.subnet_epoch(ctx, subnet_id)
-    chosen = [each for each in dict.fromkeys(subnet_node_ids) if _is_validator(ctx, subnet_id, each, now)]
+    validators = {each["id"] for each in active_nodes(ctx, subnet_id) if has_class(each, "Validator", now)}
+    chosen = [each for each in dict.fromkeys(subnet_node_ids) if each in validators]
     if len(chosen) < ctx.get(s.MinSubnetNodes):
         raise Dispatch("InvalidMinEmergencySubnetNodes")
     if len(chosen) > ctx.get(s.MaxEmergencySubnetNodes):
@@ -60,12 +61,6 @@ def revert_emergency_validator_set(ctx: Context, origin: bytes, *, subnet_id: in
     authorize(ctx, origin, subnet_id)
     ctx.remove(s.EmergencySubnetNodeElectionData, subnet_id)
     ctx.emit("SubnetForkRevert", subnet_id=subnet_id, owner=origin)
-
-
-def _is_validator(ctx: Context, subnet_id: int, node_id: int, subnet_epoch: int) -> bool:
-    if not ctx.has(s.SubnetNodesData, subnet_id, node_id):
-        return False
-    return has_class(ctx.get(s.SubnetNodesData, subnet_id, node_id), "Validator", subnet_epoch)
 
 
 def _epochs_to_removal(ctx: Context, subnet_id: int) -> int:

@@ -50,8 +50,7 @@ def on_initialize(ctx: Context) -> None:
     swaps.run_queue(ctx)
 
 
-# --- slot block
-# --------------------------------------------------------------------------------------------------
+# --- slot block ------------------------------------------------------------------------------------------------------
 
 
 def run_slot(ctx: Context, subnet_id: int, epoch: int) -> None:
@@ -136,8 +135,7 @@ def update_burn_rate(ctx: Context, subnet_id: int) -> None:
     ctx.put(s.NodeRegistrationsThisEpoch, subnet_id, value=0)
 
 
-# --- emission weights
-# --------------------------------------------------------------------------------------------
+# --- emission weights ------------------------------------------------------------------------------------------------
 
 
 def distribute_weights(ctx: Context, epoch: int) -> None:
@@ -190,8 +188,7 @@ def _share(ctx: Context, subnet_id: int, flow: int) -> economics.SubnetShare:
     )
 
 
-# --- removal of subnets
-# ------------------------------------------------------------------------------------------
+# --- removal of subnets ----------------------------------------------------------------------------------------------
 
 
 def remove_unfit_subnets(ctx: Context, epoch: int) -> None:

@@ -264,8 +264,7 @@ def _nodes_of(ctx: Context, subnet_id: int) -> list[dict[str, Any]]:
     return [found for node_id in ids if (found := _node(ctx, subnet_id, node_id)) is not None]
 
 
-# --- the functions
-# -----------------------------------------------------------------------------------------------
+# --- the functions ---------------------------------------------------------------------------------------------------
 
 
 def get_subnet_info(ctx: Context, subnet_id: int) -> dict[str, Any] | None:
@@ -431,8 +430,7 @@ def proof_of_stake(ctx: Context, subnet_id: int, peer_id: bytes, min_class: int,
     return peer_id in ctx.get(s.SubnetBootnodes, subnet_id)
 
 
-# --- as the runtime answers
-# --------------------------------------------------------------------------------------
+# --- as the runtime answers ------------------------------------------------------------------------------------------
 
 
 def _api(fn: Callable[..., Any], result: Type, *args: Type) -> Callable[[Context, bytes], bytes]:

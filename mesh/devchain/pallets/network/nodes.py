@@ -80,8 +80,7 @@ def check_keys(ctx: Context, origin: bytes, subnet_id: int, node_id: int) -> Non
         check_coldkey(ctx, origin, subnet_id, node_id)
 
 
-# --- registering
-# -------------------------------------------------------------------------------------------------
+# --- registering -----------------------------------------------------------------------------------------------------
 
 
 def register_subnet_node(
@@ -268,8 +267,7 @@ def graduate(ctx: Context, subnet_id: int, node_id: int, *, start_epoch: int) ->
     )
 
 
-# --- election slots
-# ----------------------------------------------------------------------------------------------
+# --- election slots --------------------------------------------------------------------------------------------------
 
 
 def add_election_slot(ctx: Context, subnet_id: int, node_id: int) -> None:
@@ -299,8 +297,7 @@ def remove_election_slot(ctx: Context, subnet_id: int, node_id: int) -> None:
     add_to(ctx, s.TotalElectableNodes, amount=-1)
 
 
-# --- removing
-# ----------------------------------------------------------------------------------------------------
+# --- removing --------------------------------------------------------------------------------------------------------
 
 
 def remove_subnet_node(ctx: Context, origin: bytes, *, subnet_id: int, subnet_node_id: int) -> None:
@@ -357,8 +354,7 @@ def remove(ctx: Context, subnet_id: int, node_id: int) -> None:
         ctx.put(s.EmergencySubnetNodeElectionData, subnet_id, value=emergency)
 
 
-# --- changing addresses
-# ------------------------------------------------------------------------------------------
+# --- changing addresses ----------------------------------------------------------------------------------------------
 
 
 def _update(ctx: Context, origin: bytes, subnet_id: int, node_id: int, info: dict[str, Any] | None, role: Role) -> None:

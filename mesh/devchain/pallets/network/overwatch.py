@@ -19,8 +19,7 @@ from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.stake import add_to, check_unpaused, take_balance, unbond
 from mesh.devchain.scale import bytes_, u128
 
-# --- who may
-# -----------------------------------------------------------------------------------------------------
+# --- who may ---------------------------------------------------------------------------------------------------------
 
 
 def is_qualified(ctx: Context, coldkey: bytes) -> bool:
@@ -56,8 +55,7 @@ def _check_keys(ctx: Context, origin: bytes, node_id: int) -> None:
         raise Dispatch("NotKeyOwner")
 
 
-# --- coming and going
-# --------------------------------------------------------------------------------------------
+# --- coming and going ------------------------------------------------------------------------------------------------
 
 
 def register_overwatch_node(ctx: Context, origin: bytes, *, hotkey: bytes, stake_to_be_added: int) -> None:
@@ -134,8 +132,7 @@ def set_overwatch_node_peer_id(
     return Pays.NO
 
 
-# --- weights
-# ---------------------------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def commitment(weight: int, salt: bytes) -> bytes:
@@ -226,8 +223,7 @@ def settle(ctx: Context, epoch: int) -> None:
         ctx.emit("OverwatchRewards", node_rewards=list(outcome.rewards.items()))
 
 
-# --- stake
-# -----------------------------------------------------------------------------------------------------
+# --- stake -----------------------------------------------------------------------------------------------------------
 
 
 def _change_stake(ctx: Context, hotkey: bytes, amount: int) -> None:

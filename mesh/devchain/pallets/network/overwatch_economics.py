@@ -6,10 +6,10 @@ damping of stakes is a double, as in the network's runtime.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mesh.devchain.pallets.network import economics
 from mesh.devchain.pallets.network.economics import ONE, from_f64, percent_div, percent_mul, to_f64
 
 
@@ -26,8 +26,13 @@ class Outcome:
 
 
 def stake_weights(stakes: Mapping[int, int], *, power: int) -> dict[int, int]:
-    """How much each node's word counts: its stake to a power below 1.0, as a percentage of all of them."""
-    damped = {node_id: from_f64(math.pow(float(stake), to_f64(power))) for node_id, stake in stakes.items()}
+    """How much each node's word counts: its stake to a power below 1.0, as a percentage of all of them.
+
+    One without stake has no word at all: a subnet that it alone weighs is not weighed.
+    """
+    damped = {
+        node_id: from_f64(economics.power(float(stake), to_f64(power))) for node_id, stake in stakes.items() if stake
+    }
     total = sum(damped.values())
     return {node_id: percent_div(each, total) for node_id, each in damped.items()}
 

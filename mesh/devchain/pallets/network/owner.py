@@ -16,7 +16,7 @@ from mesh.devchain.pallet import Call, Context, Dispatch, StorageItem
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.economics import ONE
 from mesh.devchain.pallets.network.stake import check_unpaused
-from mesh.devchain.pallets.network.subnets import remove_subnet
+from mesh.devchain.pallets.network.subnets import check_initial_coldkeys, remove_subnet
 from mesh.devchain.scale import Type, account_id, btree_map, btree_set, bytes_, u32, u128
 
 SUBNET: Final = ("subnet_id", u32)
@@ -29,8 +29,7 @@ def authorize(ctx: Context, origin: bytes, subnet_id: int) -> None:
         raise Dispatch("NotSubnetOwner")
 
 
-# --- numbers
-# -----------------------------------------------------------------------------------------------------
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 Bound = int | StorageItem
 """A limit itself, or the item that holds it: of the network, or of the subnet when the item is a map."""
@@ -229,8 +228,7 @@ def _bound(ctx: Context, bound: Bound, subnet_id: int) -> int:
     return int(ctx.get(bound, subnet_id) if bound.hashed_keys else ctx.get(bound))
 
 
-# --- texts
-# -------------------------------------------------------------------------------------------------------
+# --- texts -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +265,7 @@ def update_text(ctx: Context, origin: bytes, text: Text, *, subnet_id: int, valu
     ctx.emit(text.event, subnet_id=subnet_id, owner=origin, prev_value=previous, value=value)
 
 
-# --- stakes and rewards
-# ------------------------------------------------------------------------------------------
+# --- stakes and rewards ----------------------------------------------------------------------------------------------
 
 
 def update_min_max_stake(ctx: Context, origin: bytes, *, subnet_id: int, min: int, max: int) -> None:
@@ -308,8 +305,7 @@ def update_delegate_stake_percentage(ctx: Context, origin: bytes, *, subnet_id: 
     ctx.emit("SubnetDelegateStakeRewardsPercentageUpdate", subnet_id=subnet_id, owner=origin, value=value)
 
 
-# --- who may join before activation
-# ------------------------------------------------------------------------------
+# --- who may join before activation ----------------------------------------------------------------------------------
 
 
 def _authorize_registering(ctx: Context, origin: bytes, subnet_id: int) -> None:
@@ -321,10 +317,9 @@ def _authorize_registering(ctx: Context, origin: bytes, subnet_id: int) -> None:
 def add_or_update_initial_coldkeys(ctx: Context, origin: bytes, *, subnet_id: int, coldkeys: dict[bytes, int]) -> None:
     """Call 23: let coldkeys register up to a number of nodes each, before the subnet is activated."""
     _authorize_registering(ctx, origin, subnet_id)
-    if any(count < 1 for count in coldkeys.values()):
-        raise Dispatch("InvalidSubnetRegistrationInitialColdkeys")
-    allowed = ctx.get(s.SubnetRegistrationInitialColdkeys, subnet_id) or {}
-    ctx.put(s.SubnetRegistrationInitialColdkeys, subnet_id, value={**allowed, **coldkeys})
+    allowed = {**(ctx.get(s.SubnetRegistrationInitialColdkeys, subnet_id) or {}), **coldkeys}
+    check_initial_coldkeys(ctx, allowed)
+    ctx.put(s.SubnetRegistrationInitialColdkeys, subnet_id, value=allowed)
     ctx.emit("AddSubnetRegistrationInitialColdkeys", subnet_id=subnet_id, owner=origin, coldkeys=coldkeys)
 
 
@@ -340,8 +335,7 @@ def remove_initial_coldkeys(ctx: Context, origin: bytes, *, subnet_id: int, cold
     ctx.emit("RemoveSubnetRegistrationInitialColdkeys", subnet_id=subnet_id, owner=origin, coldkeys=coldkeys)
 
 
-# --- who may act
-# -------------------------------------------------------------------------------------------------
+# --- who may act -----------------------------------------------------------------------------------------------------
 
 
 def transfer_subnet_ownership(ctx: Context, origin: bytes, *, subnet_id: int, new_owner: bytes) -> None:

@@ -87,8 +87,7 @@ class _Paid:
         self.accounts: list[tuple[int, tuple[bytes, int]]] = []
 
 
-# --- the proposer
-# ------------------------------------------------------------------------------------------------
+# --- the proposer ----------------------------------------------------------------------------------------------------
 
 
 def _reward_proposer(ctx: Context, subnet_id: int, submission: dict[str, Any], ratio: int) -> None:
@@ -151,8 +150,7 @@ def _punish_rejection(ctx: Context, subnet_id: int, submission: dict[str, Any], 
                 nodes.remove(ctx, subnet_id, node_id)
 
 
-# --- the queue
-# ---------------------------------------------------------------------------------------------------
+# --- the queue -------------------------------------------------------------------------------------------------------
 
 
 def _grant_queue_wishes(ctx: Context, subnet_id: int, submission: dict[str, Any]) -> None:
@@ -169,8 +167,7 @@ def _grant_queue_wishes(ctx: Context, subnet_id: int, submission: dict[str, Any]
         ctx.emit("QueuedNodeRemoved", subnet_id=subnet_id, subnet_node_id=unwanted)
 
 
-# --- the nodes
-# ---------------------------------------------------------------------------------------------------
+# --- the nodes -------------------------------------------------------------------------------------------------------
 
 
 def _settle_node(
@@ -250,15 +247,26 @@ def _advance_included(ctx: Context, subnet_id: int, node_id: int, standing: int,
     ctx.remove(s.SubnetNodeConsecutiveIncludedEpochs, subnet_id, node_id)
 
 
+def _is_left_behind(ctx: Context, subnet_id: int, hotkey: bytes) -> bool:
+    """Whether a hotkey without its node is its owner's still: one that was forgotten may be anybody's node by now."""
+    return (
+        ctx.has(s.HotkeyOwner, hotkey)
+        and ctx.get(s.HotkeySubnetId, hotkey) == subnet_id
+        and not ctx.has(s.HotkeySubnetNodeId, subnet_id, hotkey)
+    )
+
+
 def _pay_node(ctx: Context, subnet_id: int, node: dict[str, Any], reward: int, paid: _Paid) -> None:
     """Mint a node's reward: its delegators' part, its delegate account's part, the rest into its stake.
 
     Rates are those of the snapshot; the hotkey is the one the node has now, which may have been changed since.
     """
     node_id = node["id"]
-    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id) or node["hotkey"]
-    if not ctx.has(s.HotkeyOwner, hotkey):
-        return  # nobody could ever take it out
+    hotkey = ctx.get(s.SubnetNodeIdHotkey, subnet_id, node_id)
+    if hotkey is None:
+        hotkey = node["hotkey"]
+        if not _is_left_behind(ctx, subnet_id, hotkey):
+            return  # nobody could ever take it out, or somebody who did not earn it
     rate = node["delegate_reward_rate"]
     if rate and ctx.get(s.TotalNodeDelegateStakeShares, subnet_id, node_id):
         part = economics.percent_mul(reward, rate)

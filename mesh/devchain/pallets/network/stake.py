@@ -6,7 +6,8 @@ coldkey's unbonding ledger under the block from which it can be claimed.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from mesh.devchain.pallet import Context, Dispatch, StorageItem
 from mesh.devchain.pallets.network import epochs
@@ -63,6 +64,23 @@ def held(ctx: Context) -> int:
     )
     queued = sum(content["balance"] for _, item in ctx.items(s.SwapCallQueue) for content in item["call"].values())
     return sum(int(ctx.get(item)) for item in totals) + int(queued)
+
+
+HOLDINGS: Final[dict[str, Callable[[Any], int]]] = {
+    **dict.fromkeys(
+        (
+            s.AccountSubnetStake.name,
+            s.TotalSubnetDelegateStakeBalance.name,
+            s.TotalNodeDelegateStakeBalance.name,
+            s.AccountDelegateStake.name,
+            s.AccountOverwatchStake.name,
+        ),
+        int,
+    ),
+    s.StakeUnbondingLedger.name: lambda ledger: sum(ledger.values()),
+    s.SwapCallQueue.name: lambda item: sum(content["balance"] for content in item["call"].values()),
+}
+"""Where the planck of `held` is, entry by entry: the item and the planck that a value of it stands for."""
 
 
 def change_stake(ctx: Context, hotkey: bytes, subnet_id: int, amount: int) -> int:

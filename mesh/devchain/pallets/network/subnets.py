@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from mesh.devchain.pallet import Context, Dispatch, StorageItem
 from mesh.devchain.pallets.network import economics, epochs, peers
 from mesh.devchain.pallets.network import storage as s
 from mesh.devchain.pallets.network.delegate import min_delegate_stake
-from mesh.devchain.pallets.network.nodes import in_enactment
+from mesh.devchain.pallets.network.nodes import active_nodes, in_enactment
 from mesh.devchain.pallets.network.stake import EXISTENTIAL_DEPOSIT, add_to, check_unpaused
 
 NEVER: Final = 2**32 - 1
@@ -147,7 +148,15 @@ def _check_registration(ctx: Context, data: dict[str, Any]) -> None:
     if not low <= data["delegate_stake_percentage"] <= min(high, economics.ONE):
         raise Dispatch("InvalidMinDelegateStakePercentage")
     coldkeys = data["initial_coldkeys"]
-    if len(coldkeys) < ctx.get(s.MinSubnetNodes) or any(count < 1 for count in coldkeys.values()):
+    if len(coldkeys) < ctx.get(s.MinSubnetNodes):
+        raise Dispatch("InvalidSubnetRegistrationInitialColdkeys")
+    check_initial_coldkeys(ctx, coldkeys)
+
+
+def check_initial_coldkeys(ctx: Context, coldkeys: Mapping[bytes, int]) -> None:
+    """`Dispatch` unless each may register a node and there are no more of them than nodes: every registration reads
+    them all."""
+    if len(coldkeys) > ctx.get(s.MaxSubnetNodes) or any(count < 1 for count in coldkeys.values()):
         raise Dispatch("InvalidSubnetRegistrationInitialColdkeys")
 
 
@@ -229,6 +238,11 @@ def remove_subnet(ctx: Context, subnet_id: int, reason: str) -> None:
     add_to(ctx, s.TotalSubnets, amount=-1)
     if subnet["state"] != "Registered":  # a paused subnet counts as active
         add_to(ctx, s.TotalActiveSubnets, amount=-1)
+    for node in active_nodes(ctx, subnet_id):
+        coldkey = ctx.get(s.HotkeyOwner, node["hotkey"])
+        standing = ctx.get(s.ColdkeyReputation, coldkey)
+        standing["total_active_nodes"] = max(standing["total_active_nodes"] - 1, 0)
+        ctx.put(s.ColdkeyReputation, coldkey, value=standing)
     friendly_id = ctx.get(s.SubnetIdFriendlyUid, subnet_id)
     if friendly_id is not None:
         ctx.remove(s.FriendlyUidSubnetId, friendly_id)

@@ -156,8 +156,7 @@ def update_swap_queue(ctx: Context, origin: bytes, *, id: int, new_call: dict[st
     ctx.emit("SwapCallQueueUpdated", id=id, account_id=origin, call=item["call"])
 
 
-# --- the queue
-# ---------------------------------------------------------------------------------------------------
+# --- the queue -------------------------------------------------------------------------------------------------------
 
 
 def run_queue(ctx: Context) -> None:
