@@ -9,11 +9,12 @@ import json as jsonlib
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mesh.chain import calls
+from mesh.chain.checked import require_number
 from mesh.chain.checks import require_at_most, tensor_text
 from mesh.chain.portfolio import OverwatchEpoch, OverwatchStanding, overwatch_epoch, overwatch_of
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from mesh.chain.types import BlockRef, Receipt
 
 _SALT_BYTES = 32
+_MAX_WEIGHTS = 1024
+_MAX_COMMITMENT_BYTES = 256 * _MAX_WEIGHTS
+"""A weight and its salt take about 130 bytes of JSON."""
 _GONE = 0
 """Node id of a stake whose node is removed, on the command line; the chain counts from 1."""
 
@@ -60,7 +64,7 @@ class _Commitment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: Annotated[tuple[_Committed, ...], Field(max_length=1024)]
+    weights: Annotated[tuple[_Committed, ...], Field(max_length=_MAX_WEIGHTS)]
 
 
 def register(
@@ -264,15 +268,17 @@ def show(
     """
     account = parse_address(address) if address else _coldkey_or_none(coldkey)
 
-    async def read(
-        client: Chain,
-    ) -> tuple[BlockRef, OverwatchEpoch, tuple[OverwatchStanding, ...], Sequence[tuple[tuple[object, ...], object]]]:
+    async def read(client: Chain) -> _Seen:
         head = await client.head()
-        nodes = await overwatch_of(client, account, at=head.hash) if account else ()
         entries = await client.storage_map("Network", "OverwatchNodes", at=head.hash)
-        return head, await overwatch_epoch(client, at=head), nodes, entries
+        return _Seen(
+            head=head,
+            epoch=await overwatch_epoch(client, at=head),
+            own=await overwatch_of(client, account, at=head.hash) if account else (),
+            all_ids=tuple(sorted(require_number(keys[0], "overwatch node id") for keys, _ in entries)),
+        )
 
-    head, epoch, nodes, entries = read_chain(chain, read)
+    head, epoch, nodes, all_ids = read_chain(chain, read)
     phase = "commit" if head.number < epoch.reveal_block else "reveal"
     if json:
         own = [
@@ -286,13 +292,13 @@ def show(
             "reveal_block": epoch.reveal_block,
             "end_block": epoch.end_block,
             "nodes": own,
-            "all_node_ids": sorted(int(str(keys[0])) for keys, _ in entries),
+            "all_node_ids": list(all_ids),
         }
         print(jsonlib.dumps(said))
         return
     until = epoch.reveal_block if phase == "commit" else epoch.end_block
     print(f"overwatch epoch {epoch.epoch} at block {head.number}: {phase} for {until - head.number} more blocks")
-    print(f"{len(entries)} overwatch nodes in all")
+    print(f"{len(all_ids)} overwatch nodes in all")
     table(
         ("node", "hotkey", "stake"),
         [(str(n.node_id or "gone"), checksum_address(n.hotkey), tensor_text(n.stake_planck)) for n in nodes],
@@ -301,6 +307,15 @@ def show(
 
 
 # --- shared -----------------------------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    """What `show` reads, at one block."""
+
+    head: BlockRef
+    epoch: OverwatchEpoch
+    own: tuple[OverwatchStanding, ...]
+    all_ids: tuple[int, ...]
 
 
 async def _own(chain: Chain, coldkey: bytes, node_id: int | None) -> OverwatchStanding:
@@ -369,9 +384,9 @@ def _made(path: Path, epoch: int, weights: dict[int, int]) -> _Commitment | None
 
 
 def _read(path: Path, epoch: int) -> _Commitment:
+    if not path.exists():
+        raise CallRefused(f"nothing was committed from this machine in overwatch epoch {epoch}: {path} is not there")
     try:
-        return _Commitment.model_validate_json(read_secret(path))
-    except KeyFileError as error:
-        raise CallRefused(f"nothing was committed from this machine in overwatch epoch {epoch} ({error})") from error
+        return _Commitment.model_validate_json(read_secret(path, max_bytes=_MAX_COMMITMENT_BYTES))
     except ValidationError as error:
         raise CallRefused(f"{path} is damaged: {error.errors(include_input=False)[0]['msg']}") from error
