@@ -211,6 +211,7 @@ def theirs(table: Table, url: str, queries: int) -> None:
 
     table.add("connect, first time", "substrate-interface", timed(start))
     substrate = SubstrateInterface(url=url, use_remote_preset=False)
+    substrate.init_runtime()
     keypair = Keypair.create_from_private_key(SIGNER.private.hex(), crypto_type=KeypairType.ECDSA)
 
     def measure(what: str, count: int, ask: Callable[[], object]) -> None:
