@@ -70,6 +70,22 @@ def test_what_may_never_be_ready_keeps_nobody_out_of_the_pool() -> None:
     assert len(chain.new_block().extrinsics) == 1 + 2
 
 
+def test_who_tips_more_gets_into_a_full_pool() -> None:
+    """A pool's worth of extrinsics costs next to nothing: whoever refills it at each block must not have it alone."""
+    chain = DevChain(DevChainConfig(fund=FUND, pool=PoolConfig(max_extrinsics=3)))
+    told: list[tuple[int, str]] = []
+    for nonce, tip in enumerate((5, 1, 1)):
+        raw = BOB.sign(chain, "System", "remark", nonce=nonce, tip_planck=tip, remark=b"")
+        chain.watch(chain.submit(raw).hash, lambda status, _, nonce=nonce: told.append((nonce, status)))  # type: ignore[misc]
+    refused(chain, ALICE.sign(chain, "System", "remark", tip_planck=1, remark=b""), 1016, "Immediately Dropped")
+    chain.submit(ALICE.sign(chain, "System", "remark", tip_planck=2, remark=b""))
+    assert told == [(2, "dropped")]
+    refused(
+        chain, ALICE.sign(chain, "System", "remark", nonce=2, tip_planck=9, remark=b""), 1016, "Dropped"
+    )  # not ready
+    assert len(chain.new_block().extrinsics) == 1 + 3
+
+
 def test_the_pool_is_bounded_in_bytes() -> None:
     """Or a few accounts could make it hold gigabytes, for the price of one block."""
     chain = DevChain(DevChainConfig(fund=FUND, pool=PoolConfig(max_bytes=1024, max_per_account=64)))
