@@ -334,8 +334,11 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
             temporary.unlink()
 
 
-def read_secret(path: Path, *, max_bytes: int = MAX_KEY_FILE_BYTES) -> bytes:
-    """Read a key file. Raises KeyFileError when it is missing, too large, or readable by others."""
+def read_secret(
+    path: Path, *, max_bytes: int = MAX_KEY_FILE_BYTES, when_missing: str = "look at its path again"
+) -> bytes:
+    """Read a key file. Raises KeyFileError when it is missing (and says what to do then), too large, or readable by
+    others."""
     try:
         # Without waiting: a pipe under a key's name would hold up whoever lists a folder.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -346,7 +349,7 @@ def read_secret(path: Path, *, max_bytes: int = MAX_KEY_FILE_BYTES) -> bytes:
                 raise KeyFileError(f"{path} can be read by others: run `chmod 600 {path}`, or make a new key")
             data = file.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise KeyFileError(f"{path} is not there: make it with `keygen --path {path}`") from error
+        raise KeyFileError(f"{path} is not there: {when_missing}") from error
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > max_bytes:
@@ -356,7 +359,7 @@ def read_secret(path: Path, *, max_bytes: int = MAX_KEY_FILE_BYTES) -> bytes:
 
 def load_peer_key(path: Path) -> PeerKey:
     """A peer key from its libp2p key file. Raises KeyFileError."""
-    data = read_secret(path)
+    data = read_secret(path, when_missing=f"make it with `keygen --path {path}`")
     try:
         return PeerKey.from_pb(data)
     except KeyFileError as error:

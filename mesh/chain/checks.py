@@ -31,6 +31,8 @@ def require_funds(*, free_planck: int, spends_planck: int, fee_planck: int, acco
 
 def require_at_most(wanted_planck: int, held_planck: int, *, what: str) -> None:
     """Raises CallRefused when more is taken of `what` than there is, or nothing."""
+    if wanted_planck == 0:
+        raise CallRefused("the amount is 0: give more")
     if held_planck <= 0:
         raise CallRefused(f"there is nothing to take: {what} is 0")
     if not 0 < wanted_planck <= held_planck:
@@ -56,7 +58,7 @@ def hotkey_warning(hotkey: bytes, *, free_planck: int) -> str | None:
         return None
     address = checksum_address(hotkey)
     return (
-        f"the hotkey {address} has {free_planck} planck, and a vote that fails costs a fee: "
+        f"the hotkey {address} has {tensor_text(free_planck)}, and a vote that fails costs a fee: "
         f"`mesh transfer --to {address} --amount 1`"
     )
 

@@ -207,10 +207,9 @@ def export(
 
 
 def _export_file(path: Path, to: Path, *, force: bool, json: bool) -> None:
-    data = read_secret(path)
     account, encrypted = address_in(path)
     if encrypted:
-        write_secret(to, data, Overwrite.REPLACE if force else Overwrite.REFUSE)
+        write_secret(to, read_secret(path), Overwrite.REPLACE if force else Overwrite.REFUSE)
     else:
         opened = open_key(path)
         _write(to, opened, ask_new_password(), kdf=Kdf.SCRYPT, force=force)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SHOWN_BYTES = 64
 _SHOWN_TEXT_BYTES = 256
+_SHOWN_LINE_BYTES = 4096
 
 
 @Parameter(name="*")
@@ -141,7 +142,7 @@ async def _carry_out(
         raise ConfigError("nothing to do: say what to change")
     chain.require_may_sign(signer.account_id)
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning, _SHOWN_LINE_BYTES)}", file=sys.stderr)
     shown = [await _look(chain, signer, step) for step in plan.steps]
     require_funds(
         free_planck=(await chain.balance(signer.account_id)).free_planck,
@@ -170,7 +171,7 @@ async def _carry_out(
         print(jsonlib.dumps({**outcome.values, **paid(receipts), "calls": [each.values() for each in shown]}))
         return
     for line in outcome.lines:
-        print(line)
+        print(printable(line, _SHOWN_LINE_BYTES))
 
 
 async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown:
@@ -199,7 +200,7 @@ async def _submit(
         try:
             receipt = await chain.submit_shown(each.preview, signer)
         except BaseException as error:
-            _say_undone(error, [left.step for left in steps[len(receipts) :]])
+            _say_undone(error, [left.step for left in steps], done=len(receipts))
             raise
         receipts.append(receipt)
         # a program reads stdout when all is done; where a later step fails, this is what tells of the earlier ones
@@ -210,15 +211,15 @@ async def _submit(
     return receipts
 
 
-def _say_undone(error: BaseException, steps: Sequence[Step]) -> None:
-    """What a person must know when the first of these steps did not come back with a receipt."""
+def _say_undone(error: BaseException, steps: Sequence[Step], *, done: int) -> None:
+    """What a person must know when the next of these steps did not come back with a receipt."""
     import trio
 
     if isinstance(single_cause(error), trio.Cancelled):  # alone or in a group
         text = "stopped while this was sent, so look whether it was done before you do it again"
-        print(f"{text}: {_safe(steps[0].does)}", file=sys.stderr)
+        print(f"{text}: {_safe(steps[done].does)}", file=sys.stderr)
     elif len(steps) > 1:
-        for undone in steps:
+        for undone in steps[done:]:
             print(f"not done: {_safe(undone.does)}", file=sys.stderr)
 
 
@@ -269,7 +270,9 @@ def one_line(value: object) -> str:
     if isinstance(value, bytes):
         if len(value) == 20:
             return checksum_address(value)
-        if value and all(32 <= byte < 127 for byte in value):
+        if not value:
+            return "''"
+        if all(32 <= byte < 127 for byte in value):
             return _safe(value.decode("ascii"))
         return f"0x{value[:_SHOWN_BYTES].hex()}{'…' if len(value) > _SHOWN_BYTES else ''}"
     if isinstance(value, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import logging
 import os
@@ -23,7 +24,8 @@ import trio
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES
+from mesh.cli.hints import hint_for
+from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES, VARIABLES
 from mesh.errors import (
     ConfigError,
     ExtrinsicFailed,
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
 
 T = TypeVar("T")
+
+
+MAX_DOTENV_BYTES = 64 * 1024
+MAX_SENTENCE_BYTES = 4096
+"""Of an error as it is printed."""
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -64,7 +71,8 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
             sys.exit(128 + signal.SIGPIPE)
         if debug or not isinstance(cause, MeshError | ValidationError | ModuleNotFoundError):
             raise
-        print(f"error: {sentence(cause)}", file=sys.stderr)
+        # nodes and peers have a say in it: names out of metadata, an RPC error's message
+        print(f"error: {printable(sentence(cause), MAX_SENTENCE_BYTES)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -90,68 +98,10 @@ def single_cause(error: BaseException) -> BaseException:
     return error
 
 
-HINTS = {
-    "MinStakeNotReached": "stake more: --stake_to_be_added must reach the subnet's least stake",
-    "MaxStakeReached": "stake less: the subnet has a largest stake per node",
-    "NotEnoughBalanceToStake": "the coldkey does not hold this much besides its fees; send it TENSOR first",
-    "NotEnoughBalanceToRegisterSubnet": "the coldkey cannot pay the registration cost; send it TENSOR first",
-    "NotEnoughBalance": "the account does not hold this much; send it TENSOR first",
-    "CostGreaterThanMaxCost": "registering costs more right now: wait, or raise --max_cost",
-    "SubnetNameExist": "another subnet has this name: choose another --name",
-    "SubnetRepoExist": "another subnet has this repo: choose another --repo",
-    "SubnetActivationConditionsNotMetYet": "it takes at least 3 nodes and enough delegated stake",
-    "NotSubnetOwner": "only the coldkey that registered the subnet may do this",
-    "ColdkeyRegistrationWhitelist": "before activation only the subnet's initial coldkeys may register nodes",
-    "InvalidSubnetRegistrationInitialColdkeys": "--initial_coldkeys takes 3 accounts or more; A=2 means two nodes",
-    "MaxRegisteredNodes": "this coldkey has registered as many nodes as it may",
-    "PeerIdExist": "a node with this peer id is registered already: make new keys",
-    "BootnodePeerIdExist": "a node with this bootnode peer id is registered already: make new keys",
-    "ClientPeerIdExist": "a node with this client peer id is registered already: make new keys",
-    "PeerIdsMustBeUnique": "the three peer ids of a node must differ",
-    "HotkeyHasOwner": "this hotkey is in use already: make a new one with keygen",
-    "ColdkeyMatchesHotkey": "coldkey and hotkey must be different accounts",
-    "MaxBurnAmountExceeded": "registering burns more right now: wait, or raise --max_burn_amount",
-    "TxRateLimitExceeded": "too soon after the last transaction: wait a block",
-    "Paused": "the chain takes no calls at the moment",
-    "NotKeyOwner": "only the coldkey that owns the hotkey may do this",
-    "InvalidSubnetId": "there is no such subnet: see `mesh subnet list`",
-    "InvalidSubnetNodeId": "there is no such node: see `mesh node list`",
-    "SubnetMustBeActive": "the subnet is not active",
-    "SubnetMustBePaused": "the subnet is not paused",
-    "SubnetIsPaused": "the subnet is paused",
-    "SubnetMustBeRegistering": "only before the subnet is activated",
-    "SubnetPauseCooldownActive": "the last pause was too short a time ago",
-    "MinSubnetRegistrationEpochsNotMet": "the subnet was registered too short a time ago: wait some epochs",
-    "ElectedValidatorCannotUnstake": "the node is elected for this epoch: try again in the next",
-    "ElectedValidatorCannotRemove": "the node is elected for this epoch: try again in the next",
-    "MinActiveNodeStakeEpochs": "the node has not been active for long enough to unstake",
-    "NotEnoughStakeToWithdraw": "there is not so much: see `mesh stake list` and `mesh delegate list`",
-    "NoStakeUnbondingsOrCooldownNotMet": "nothing has cooled down yet: see `mesh stake list`",
-    "MaxUnlockingsReached": "too many withdrawals are cooling down: claim some first with `mesh stake claim`",
-    "MinDelegateStakeDepositNotReached": "delegate more",
-    "MustUnstakeToRegister": "the hotkey still has stake from before: `mesh stake remove --all` first",
-    "SurpassesMaxRewardRateDecrease": "the share may fall only a little at a time",
-    "MaxRewardRateUpdates": "the share was changed too short a time ago",
-    "DelegateStakePercentageUpdateTooSoon": "the share was changed too short a time ago",
-    "DelegateStakePercentageAbsDiffTooLarge": "the share may change only a little at a time",
-    "NotCommitPeriod": "this part of the overwatch epoch is for reveals: see `mesh overwatch show`",
-    "NotRevealPeriod": "this part of the overwatch epoch is for commits: see `mesh overwatch show`",
-    "ColdkeyNotOverwatchQualified": "the coldkey's nodes are too few, too young or too little trusted for overwatch",
-    "OverwatchEpochIsZero": "overwatch begins with the second overwatch epoch",
-    "SwapCallNotFound": "the swap was carried out already: see `mesh delegate list`",
-    "IdentityTaken": "another coldkey has this name: choose another --name",
-    "TooManyBootnodes": "remove some bootnodes first",
-    "InvalidAccess": "only the owner and the accounts it allowed may change bootnodes",
-    "NoPendingSubnetOwner": "the subnet was not offered to anybody",
-    "NotPendingSubnetOwner": "the subnet was offered to another account",
-}
-"""What a staker can do about a pallet error."""
-
-
 def sentence(error: BaseException) -> str:
     """An error as a person reads it."""
     if isinstance(error, ExtrinsicFailed):
-        hint = HINTS.get(error.name)
+        hint = hint_for(error.name)
         return f"the chain refused it ({error}){': ' + hint if hint else ''}"
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name!r} is not installed: pip install 'mesh-subnets[subnets]'"
@@ -170,20 +120,35 @@ def sentence(error: BaseException) -> str:
 
 
 def load_dotenv(path: Path) -> None:
-    """Environment from `.env`, the real environment winning. Raises ConfigError when it holds a secret that others
-    on this machine can read."""
+    """What `.env` says of mesh's own variables (config.VARIABLES), the real environment winning.
+
+    The file is that of whatever folder a command is started in, perhaps somebody else's: it is taken as it stands
+    (`${NAME}` would put a secret of the environment into a URL), and names nothing that other programs read (a proxy,
+    a library path, where journals lie). Raises ConfigError when others could have written it, or when it holds a
+    secret that others on this machine can read.
+    """
     if not path.is_file():
         return
     from dotenv import dotenv_values
 
     try:
-        values = {name: value for name, value in dotenv_values(path).items() if value}  # NAME= means: not set here
+        with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            raw = file.read(MAX_DOTENV_BYTES + 1)
+        if len(raw) > MAX_DOTENV_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_DOTENV_BYTES} bytes")
+        said = dotenv_values(stream=io.StringIO(raw.decode()), interpolate=False)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as NAME=value lines: {error}") from error
-    if set(values) & set(SECRET_VARIABLES) and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    values = {name: said[name] for name in VARIABLES if said.get(name)}  # NAME= means: not set here
+    if values and info.st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path} can be written by others: look what it says, then run `chmod o-w {path}`")
+    if values and os.geteuid() not in (0, info.st_uid) and info.st_uid:  # root reads those of users, as in a container
+        raise ConfigError(f"{path} is another user's: it is not read; copy it, or work in another folder")
+    if set(values) & set(SECRET_VARIABLES) and stat.S_IMODE(info.st_mode) & 0o077:
         raise ConfigError(f"{path} holds a secret and others can read it: run `chmod 600 {path}`")
     for name, value in values.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, str(value))
 
 
 def die_with_parent() -> None:
@@ -336,7 +301,10 @@ async def open_chain(
     try:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(options.chain_timeout) as waiting:
-                await nursery.start(chain.run)
+                async with trio.open_nursery() as patience:
+                    patience.start_soon(_say_that_it_waits, options)
+                    await nursery.start(chain.run)
+                    patience.cancel_scope.cancel()
             if waiting.cancelled_caught:
                 raise ChainUnavailable(
                     f"no chain answers at {', '.join(options.urls())} within {options.chain_timeout:g} s: "
@@ -346,6 +314,19 @@ async def open_chain(
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise single_cause(group) from None  # so that a caller can catch what it knows
+
+
+_QUIET_WAIT_S = 2.0
+"""A command that waits for longer says for what."""
+
+
+async def _say_that_it_waits(options: ChainOptions) -> None:
+    await trio.sleep(_QUIET_WAIT_S)
+    print(
+        f"waiting for the chain at {', '.join(options.urls())}, for {options.chain_timeout:g} s at most "
+        "(--chain-timeout)",
+        file=sys.stderr,
+    )
 
 
 def read_chain(options: ChainOptions | None, reading: Callable[[SubstrateChain], Awaitable[T]]) -> T:
@@ -374,7 +355,10 @@ def planck(text: str, *, name: str) -> int:
     a unit is TENSOR. Raises ConfigError."""
     found = _AMOUNT.fullmatch(text.strip()) if len(text) <= _MAX_AMOUNT_CHARS else None
     if found is None or found["unit"].lower() not in _UNITS:
-        raise ConfigError(f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck")
+        commas = ", without commas" if "," in text else ""
+        raise ConfigError(
+            f"--{name}: {text!r} is no amount; write 100, 100.5 TENSOR or 100500000000000000000 planck{commas}"
+        )
     digits = _UNITS[found["unit"].lower()]
     fraction = (found["fraction"] or "").rstrip("0")
     if len(fraction) > digits:
@@ -410,8 +394,18 @@ def share(text: str, *, name: str) -> int:
         or not 0 <= value <= ONE
         or value != value.to_integral_value()
     ):
-        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals")
+        percent = f" (or do you mean {text}%?)" if value.is_finite() and ONE < value <= 100 * ONE else ""
+        raise ConfigError(f"--{name}: {text!r} must be between 0 and 1, with at most 18 decimals{percent}")
     return int(value)
+
+
+def receiver(text: str) -> bytes:
+    """An account that is to get something. Raises KeyFileError, or ConfigError for the account of all zeros: nobody
+    has its key, so that what it holds is lost."""
+    account = parse_address(text)
+    if not any(account):
+        raise ConfigError(f"{text} belongs to nobody, and what is sent there is lost: give another address")
+    return account
 
 
 def read_toml(path: Path | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from mesh.cli.common import run_until_signalled
-from mesh.errors import ConfigError, LocalProtocolError
+from mesh.errors import ConfigError, ContentNotFound, LocalProtocolError
 from mesh.identity import PeerKey, load_peer_key
 
 if TYPE_CHECKING:
@@ -97,17 +97,24 @@ def get(
         from mesh.client import connect
         from mesh.content import Fetcher
 
-        async with connect(peers, identity=identity) as client:
-            with _bar(f"get {wanted.hex()[:16]}") as progress:
-                got.append(
-                    await Fetcher(client.rpc).to_file(
-                        wanted,
-                        path,
-                        max_bytes=min(free, MAX_BLOB_BYTES),
-                        peers=client.peers,
-                        progress=progress,
+        try:
+            async with connect(peers, identity=identity) as client:
+                with _bar(f"get {wanted.hex()[:16]}") as progress:
+                    got.append(
+                        await Fetcher(client.rpc).to_file(
+                            wanted,
+                            path,
+                            max_bytes=min(free, MAX_BLOB_BYTES),
+                            peers=client.peers,
+                            progress=progress,
+                        )
                     )
-                )
+        except ContentNotFound as error:
+            if identity_path is not None:
+                raise
+            raise ContentNotFound(
+                f"{error} (nodes on a chain answer registered keys: give one with --identity)"
+            ) from error
 
     run_until_signalled(main)
     print(f"{path}: {got[0]} bytes")

@@ -15,11 +15,11 @@ from mesh.chain.checks import require_at_most, tensor_text
 from mesh.chain.portfolio import delegate_account_of, pool_of, portfolio, shares_in, swap_queue
 from mesh.chain.types import FIRST_SUBNET_ID
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, amount_or_all, planck, read_chain
+from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, amount_or_all, planck, read_chain, receiver
 from mesh.cli.stake import cooling
 from mesh.cli.tables import table
 from mesh.errors import CallRefused, ConfigError
-from mesh.identity import AccountKey, parse_address
+from mesh.identity import AccountKey
 
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
@@ -152,14 +152,14 @@ def transfer(
         all: All shares.
         node_id: The pool of this node instead of the subnet's.
     """
-    chosen, receiver = _choice(amount, shares, all), parse_address(to)
+    chosen, target = _choice(amount, shares, all), receiver(to)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        if receiver == signer.account_id:
+        if target == signer.account_id:
             raise CallRefused("the receiver is the signing account itself")
         pool = await find_pool(chain, subnet_id, node_id)
         count, worth = await _shares(chain, signer.account_id, pool, chosen)
-        call = calls.transfer_delegation(pool, receiver, shares=count)
+        call = calls.transfer_delegation(pool, target, shares=count)
         return Plan((Step(f"give {count} shares of {_named(pool)}, worth {worth} now, to {to}", call),))
 
     act(options, plan)
@@ -306,6 +306,8 @@ async def _shares(
         count = min(price.shares_for(amount_planck), held)
     elif shares is not None:
         count = shares
+    if held == 0:
+        raise CallRefused(f"the account has no shares of {_named(pool)}: see `mesh delegate list`")
     if not 0 < count <= held:
         raise CallRefused(f"{count} shares of {_named(pool)} cannot be taken: the account has {held}")
     return count, tensor_text(price.worth(count))

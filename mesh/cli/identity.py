@@ -65,7 +65,8 @@ def set_identity(
         owned = await hotkeys_of(chain, signer.account_id)
         chosen = [each for each in owned if hotkey is None or each == parse_address(hotkey)]
         if not chosen:
-            raise CallRefused(f"{signer.address} has no such hotkey on this chain: register a node first")
+            which = "no hotkey" if hotkey is None else f"no hotkey {hotkey}"
+            raise CallRefused(f"{signer.address} has {which} on this chain: register a node with it first")
         return Plan((Step(f"say that {signer.address} is {name!r}", calls.set_identity(chosen[0], fields)),))
 
     act(options, plan)

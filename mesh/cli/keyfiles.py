@@ -17,6 +17,7 @@ from mesh.keystore import MAX_PASSWORD_BYTES, Opened, Phrase, address_of, is_sea
 
 PASSWORD_VARIABLE: Final = "MESH_KEY_PASSWORD"
 SUFFIX: Final = ".account"
+_WHEN_MISSING: Final = "make a key with `mesh keys new` or `keygen`, or look at its name again (`mesh keys list`)"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -45,7 +46,7 @@ def named_file(file: Path) -> Path:
 
 def open_key(path: Path) -> Opened:
     """The key in a file, encrypted (its password is asked for) or plain. Raises KeyFileError naming the file."""
-    data = read_secret(path)
+    data = read_secret(path, when_missing=_WHEN_MISSING)
     try:
         if is_sealed(data):
             address_of(data)  # nobody types a password for a file that cannot be one
@@ -62,7 +63,7 @@ def address_in(path: Path) -> tuple[bytes | None, bool]:
 
     The account is None when the file does not say. Raises KeyFileError.
     """
-    data = read_secret(path)
+    data = read_secret(path, when_missing=_WHEN_MISSING)
     if is_sealed(data):
         return address_of(data), True
     return open_key(path).key.account_id, False
@@ -116,5 +117,6 @@ def _typed(prompt: str) -> str:
     import getpass
 
     if not sys.stdin.isatty():
-        raise KeyFileError(f"there is no terminal to ask for the {prompt} at: set {PASSWORD_VARIABLE}")
+        what = prompt.partition(" of ")[0]  # whoever reads this is told the file as well
+        raise KeyFileError(f"there is no terminal to ask for the {what} at: set {PASSWORD_VARIABLE}")
     return getpass.getpass(f"{prompt}: ")

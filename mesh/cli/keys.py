@@ -23,6 +23,12 @@ PEER_FILES = {"peer": "peer.key", "bootnode": "bootnode.key", "client": "client.
 HOTKEY_FILE = "hotkey.account"
 
 
+def require_keys_dir(keys_dir: Path) -> None:
+    """Raises KeyFileError, which says how to make it, when a node's folder of keys is not there."""
+    if not keys_dir.is_dir():
+        raise KeyFileError(f"{keys_dir} is not there: make a node's keys with `keygen --keys-dir {keys_dir}`")
+
+
 def keygen(
     *,
     keys_dir: Path | None = None,
@@ -79,7 +85,7 @@ def keygen(
     _print(made, json)
 
 
-def keyview(*, path: Path, json: bool = False) -> None:
+def keyview(path: Path, *, json: bool = False) -> None:
     """Show who a key file is: type and PeerID, or the account's address. Never the secret.
 
     Args:

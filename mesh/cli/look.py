@@ -107,7 +107,7 @@ def epoch(
         print(jsonlib.dumps(epoch_values(view)))
         return
     for name, value in epoch_lines(view):
-        print(f"{name:<11} {value}")
+        print(f"{name:<11} {printable(value, 2000)}")
 
 
 def validators(
@@ -192,6 +192,7 @@ def events(
     from mesh.chain.reading import block_at
 
     async def run() -> None:
+        found = 0
         async with open_chain(chain or ChainOptions()) as client:
             first, last = await _range(client, from_block, to_block, blocks=blocks, most=MAX_EVENT_BLOCKS)
             with _bar("events", first, last, shown=not sys.stdout.isatty()) as progress:
@@ -200,13 +201,17 @@ def events(
                     for event in await client.events(block.hash):
                         if pallet not in (None, event.pallet) or name not in (None, event.name):
                             continue
+                        found += 1
                         if json:
                             said = {"block": number, "pallet": event.pallet, "event": event.name}
                             print(jsonlib.dumps({**said, "fields": plain(event.fields)}))
                         else:
                             fields = " ".join(f"{key}={one_line(value)}" for key, value in event.fields.items())
-                            print(f"{number:>9}  {event.pallet}.{event.name}  {printable(fields, 2000)}")
+                            print(f"{number:>9}  {printable(f'{event.pallet}.{event.name}  {fields}', 2000)}")
                     progress(number)
+        if not found:
+            which = ".".join(part for part in (pallet, name) if part) or "at all"
+            print(f"no events {which} in blocks {first} to {last}", file=sys.stderr)
 
     run_until_signalled(run)
 
@@ -283,6 +288,8 @@ async def _range(client: Chain, first: int | None, last: int | None, *, blocks: 
     best = (await client.head()).number
     end = best if last is None else last
     start = max(end - blocks + 1, 1) if first is None else first
+    if start > end:
+        raise ConfigError(f"--from-block {start} is after --to-block {end}: turn them around")
     if not 1 <= start <= end <= best:
         raise ConfigError(f"--from-block {start} --to-block {end}: the chain has blocks 1 to {best}")
     if end - start >= most:
@@ -307,4 +314,4 @@ def _bar(what: str, first: int, last: int, *, shown: bool) -> Iterator[Callable[
 def _ago(seconds: float) -> str:
     if abs(seconds) > 86_400:
         return f"{datetime.timedelta(seconds=int(seconds))} ago"
-    return f"{seconds:.1f} s ago"
+    return f"{seconds:.1f} s ago" if seconds > -1 else f"{-seconds:.1f} s ahead of this machine's clock"

@@ -10,7 +10,7 @@ from mesh.chain.calls import NodeRef
 from mesh.chain.checks import hotkey_warning, tensor_text
 from mesh.chain.types import ONE, NodeClass, Snapshot, SubnetNode
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, read_chain, share
+from mesh.cli.common import ChainOptions, read_chain, receiver, share
 from mesh.cli.tables import facts, share_text, table
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, parse_address
@@ -190,13 +190,13 @@ def update(
             warnings += await vet_new_hotkey(chain, new_hotkey, coldkey=signer.account_id)
             steps.append(Step(f"replace the hotkey {what}", calls.update_hotkey(node.hotkey, new_hotkey)))
         if coldkey_to is not None:  # last: afterwards the signer owns the node no more
-            receiver = parse_address(coldkey_to)
-            if receiver in (new_hotkey, signer.account_id):
+            new_coldkey = receiver(coldkey_to)
+            if new_coldkey in (new_hotkey, signer.account_id):
                 raise CallRefused(
                     "--coldkey-to must be an account of its own, neither the hotkey nor the present coldkey"
                 )
             steps.append(
-                Step(f"give away the coldkey {what} to {coldkey_to}", calls.update_coldkey(new_hotkey, receiver))
+                Step(f"give away the coldkey {what} to {coldkey_to}", calls.update_coldkey(new_hotkey, new_coldkey))
             )
         return Plan(tuple(steps), tuple(warnings))
 

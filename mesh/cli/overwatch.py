@@ -128,15 +128,15 @@ def commit(
                 "what was committed is revealed"
             )
         real = {await chain.resolve_subnet_id(subnet): weight for subnet, weight in chosen.items()}
-        kept = _Commitment(
+        path = _path(chain.genesis, epoch.epoch, node_id)
+        kept = _made(path, epoch.epoch, real)
+        is_new = kept is None
+        kept = kept or _Commitment(
             weights=tuple(
                 _Committed(subnet_id=subnet, weight=weight, salt=os.urandom(_SALT_BYTES).hex())
                 for subnet, weight in sorted(real.items())
             )
         )
-        path = _path(chain.genesis, epoch.epoch, node_id)
-        if path.exists():
-            raise CallRefused(f"overwatch node {node_id} has committed in this epoch already: see {path}")
         call = calls.commit_overwatch(
             node_id,
             {w.subnet_id: calls.overwatch_commitment(w.weight, bytes.fromhex(w.salt)) for w in kept.weights},
@@ -149,7 +149,7 @@ def commit(
         values = {"overwatch_epoch": epoch.epoch, "reveal_block": epoch.reveal_block, "end_block": epoch.end_block}
         return Plan(
             (Step(does, call),),
-            before=partial(write_secret, path, kept.model_dump_json().encode(), Overwrite.REFUSE),
+            before=partial(write_secret, path, kept.model_dump_json().encode(), Overwrite.REFUSE) if is_new else None,
             after=partial(_say, outcome=Outcome(lines, values)),
         )
 
@@ -367,6 +367,20 @@ def _path(genesis: bytes, epoch: int, node_id: int) -> Path:
     from mesh.chain.local import data_home
 
     return data_home() / "overwatch" / genesis.hex()[:16] / f"epoch-{epoch}-node-{node_id}.json"
+
+
+def _made(path: Path, epoch: int, weights: dict[int, int]) -> _Commitment | None:
+    """What an earlier run wrote down for this epoch, perhaps without getting it onto the chain: with its salts the call
+    is the same one, which happens once. Raises CallRefused when it was to other weights."""
+    if not path.exists():
+        return None
+    kept = _read(path, epoch)
+    if {each.subnet_id: each.weight for each in kept.weights} != weights:
+        raise CallRefused(
+            f"a commitment to other weights was made in this overwatch epoch, and may be on the chain: see {path}, or "
+            "give the same weights to send it again"
+        )
+    return kept
 
 
 def _read(path: Path, epoch: int) -> _Commitment:

@@ -15,13 +15,14 @@ from mesh.chain.types import NodeClass
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
 from mesh.cli.common import ChainOptions, open_chain, planck, run_until_signalled, share
 from mesh.cli.keyfiles import account_in
-from mesh.cli.keys import HOTKEY_FILE, PEER_FILES
+from mesh.cli.keys import HOTKEY_FILE, PEER_FILES, require_keys_dir
 from mesh.cli.subnet import coldkeys_of, require_owner
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, load_peer_key, parse_address
 from mesh.peer import PeerID, PeerInfo
 
 if TYPE_CHECKING:
+    from mesh.chain.client import Chain
     from mesh.chain.substrate import SubstrateChain
     from mesh.chain.types import Receipt
 
@@ -83,6 +84,8 @@ def register_subnet(
         delegate_stake_percentage=share(delegate_stake_percentage, name="delegate-stake-percentage"),
     )
     peers = [PeerInfo.parse(text) for text in bootnodes]
+    if len({peer.peer_id for peer in peers}) != len(peers):
+        raise ConfigError("--bootnodes: a bootnode has one address, and one is named twice")
     warnings = tuple(
         f"--{flag} means nothing on this chain and is ignored"
         for flag, given in (("max-node-penalties", max_node_penalties is not None), ("key-types", bool(key_types)))
@@ -145,9 +148,35 @@ def activate_subnet(*, subnet_id: int, options: ActOptions | None = None) -> Non
             line = f"subnet {real} is active; its first epoch is {start}"
             return Outcome((line,), {"subnet_id": real, "start_epoch": start})
 
-        return Plan((Step(f"activate subnet {subnet_id}", calls.activate_subnet(real)),), after=after)
+        step = Step(f"activate subnet {subnet_id}", calls.activate_subnet(real))
+        return Plan((step,), await _before_activation(chain, real, subnet_id), after=after)
 
     act(options, plan)
+
+
+async def _before_activation(chain: Chain, real: int, subnet_id: int) -> tuple[str, ...]:
+    """What stands against an activation, as far as it is counted in the storage; and when a try is dangerous."""
+    since = await chain.storage("Network", "SubnetRegistrationEpoch", real)
+    if not isinstance(since, int):
+        return ()
+
+    async def number(item: str, *keys: object) -> int:
+        value = await chain.storage("Network", item, *keys)
+        return value if isinstance(value, int) else 0
+
+    epoch = (await chain.head()).number // chain.epoch_length
+    found: list[str] = []
+    nodes, needed = await number("TotalActiveSubnetNodes", real), await number("MinSubnetNodes")
+    if nodes < needed:
+        found.append(f"subnet {subnet_id} has {nodes} of the {needed} nodes that it takes: see `register-node`")
+    if epoch < (first := since + await number("MinSubnetRegistrationEpochs")):
+        found.append(f"subnet {subnet_id} can be activated from epoch {first} on; this is epoch {epoch}")
+    if epoch > since + await number("SubnetRegistrationEpochs"):
+        found.append(
+            f"the time to prepare subnet {subnet_id} is over: an activation that still lacks something removes it "
+            "for good"
+        )
+    return tuple(found)
 
 
 def register_node(
@@ -196,6 +225,7 @@ def register_node(
     }
     account = parse_address(hotkey) if hotkey else None
     if keys_dir is not None:
+        require_keys_dir(keys_dir)
         for name, file in PEER_FILES.items():
             if peers[name] is None and (name == "peer" or (keys_dir / file).exists()):
                 peers[name] = load_peer_key(keys_dir / file).peer_id

@@ -52,6 +52,12 @@ def replay(
         with blob.open("rb") as file:
             data = file.read(MAX_BLOB_BYTES + 1)
         evidence = decode_blob(data)
+    except FileNotFoundError as error:
+        digest = str(blob) if len(str(blob)) == 64 else "DIGEST"
+        raise ConfigError(
+            f"{blob} is not there: get the evidence with `mesh content get {digest} --initial-peers ADDRESS "
+            "--identity PEER_KEY`, by the digest that `mesh chain epoch` shows"
+        ) from error
     except OSError as error:
         raise ConfigError(f"cannot read {blob}: {error.strerror}") from error
     except RemoteProtocolError as error:

@@ -9,9 +9,9 @@ from mesh.chain import calls
 from mesh.chain.calls import OWNER_SHARES
 from mesh.chain.checked import require_number
 from mesh.chain.checks import tensor_text
-from mesh.chain.types import ONE
+from mesh.chain.types import ONE, SubnetState
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, planck, read_chain, share
+from mesh.cli.common import ChainOptions, planck, read_chain, receiver, share
 from mesh.cli.tables import facts, table
 from mesh.errors import CallRefused, ConfigError
 from mesh.identity import AccountKey, checksum_address, parse_address
@@ -198,7 +198,7 @@ def transfer(*, subnet_id: int, to: str | None = None, accept: bool = False, opt
     """
     if (to is None) == (not accept):
         raise ConfigError("say --to ADDRESS to offer the subnet, or --accept to take one")
-    receiver = parse_address(to) if to else b""
+    new_owner = receiver(to) if to else b""
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         if accept:
@@ -208,9 +208,9 @@ def transfer(*, subnet_id: int, to: str | None = None, accept: bool = False, opt
                 raise CallRefused(f"subnet {subnet_id} is not offered to {signer.address}")
             return Plan((Step(f"accept subnet {subnet_id}", calls.accept_subnet(real)),))
         real = await require_owner(chain, signer, subnet_id)
-        if receiver == signer.account_id:
+        if new_owner == signer.account_id:
             raise CallRefused(f"{signer.address} owns subnet {subnet_id} already")
-        return Plan((Step(f"offer subnet {subnet_id} to {to}", calls.transfer_subnet(real, receiver)),))
+        return Plan((Step(f"offer subnet {subnet_id} to {to}", calls.transfer_subnet(real, new_owner)),))
 
     act(options, plan)
 
@@ -381,7 +381,7 @@ async def _more_facts(chain: Chain, subnet_id: int) -> dict[str, object]:
     return {
         "owner": None if info.owner is None else checksum_address(info.owner),
         "slot": info.slot,
-        "start_epoch": info.start_epoch,
+        "start_epoch": None if info.state is SubnetState.REGISTERED else info.start_epoch,
         "min_stake_planck": str(info.min_stake_planck),
         "max_stake_planck": str(info.max_stake_planck),
         "staked_planck": str(await _stored(chain, "TotalSubnetStake", subnet_id)),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from mesh.chain import calls
 from mesh.chain.checks import tensor_text
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import planck
+from mesh.cli.common import planck, receiver
 from mesh.errors import CallRefused
-from mesh.identity import AccountKey, checksum_address, parse_address
+from mesh.identity import AccountKey, checksum_address
 
 if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
@@ -22,13 +22,13 @@ def transfer(*, to: str, amount: str, options: ActOptions | None = None) -> None
         to: Address of the receiver.
         amount: `100`, `100.5 TENSOR` or planck.
     """
-    receiver, amount_planck = parse_address(to), planck(amount, name="amount")
+    account, amount_planck = receiver(to), planck(amount, name="amount")
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        if receiver == signer.account_id:
+        if account == signer.account_id:
             raise CallRefused("the receiver is the signing account itself")
 
-        does = f"send {tensor_text(amount_planck)} to {checksum_address(receiver)}"
-        return Plan((Step(does, calls.transfer(receiver, amount_planck=amount_planck), amount_planck),))
+        does = f"send {tensor_text(amount_planck)} to {checksum_address(account)}"
+        return Plan((Step(does, calls.transfer(account, amount_planck=amount_planck), amount_planck),))
 
     act(options, plan)

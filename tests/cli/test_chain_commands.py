@@ -76,6 +76,7 @@ def test_refusals_say_what_to_do(chain: Chain, subnet: str) -> None:
         (register, hexkey("baltathar"), "initial coldkeys"),
         (again, hexkey("alith"), "another --name"),
         (("activate-subnet", "--subnet_id", "1"), hexkey("alith"), "at least 3 nodes"),
+        (("activate-subnet", "--subnet_id", "1"), hexkey("alith"), "0 of the 3 nodes"),
         (("activate-subnet", "--subnet_id", "1"), hexkey("baltathar"), "only the coldkey"),
         (("activate-subnet", "--subnet_id", "77"), hexkey("alith"), "77"),
         (("transfer", "--to", TRIO[1], "--amount", "1"), poor, "TENSOR first"),
@@ -88,6 +89,20 @@ def test_refusals_say_what_to_do(chain: Chain, subnet: str) -> None:
         assert "Traceback" not in done.stderr
         said = [line for line in done.stderr.strip().splitlines() if not line.startswith("warning:")]
         assert len(said) == 1, done.stderr
+
+
+def test_what_was_not_done_after_a_refusal_is_said(chain: Chain, subnet: str) -> None:
+    done = chain.mesh(
+        "register-subnet", "--yes", "--name", "two", "--repo", "two", "--initial_coldkeys", *TRIO,
+        "--bootnodes", f"/ip4/127.0.0.1/tcp/1/p2p/{PeerKey.dev('bootnode').peer_id}",
+        "--churn_limit", "1000000",
+        secret=hexkey("alith"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "done in block" in done.stdout
+    real = int(subnet) + 1
+    assert done.stderr.splitlines()[0] == f"not done: set churn_limit of subnet {real}"
+    assert "InvalidChurnLimit): the value is outside" in done.stderr
 
 
 def test_secrets_on_argv_work_here_because_this_chain_is_ours(chain: Chain, subnet: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def test_keygen_makes_three_identities_once(run: Run) -> None:
         (("subnet", "transfer", "--subnet-id", "1"), "--accept"),
         (("overwatch", "commit", "--node-id", "1", "--weights", "half"), "SUBNET=SHARE"),
         (("transfer", "--to", f"0x{'11' * 20}", "--amount", "1", "--json"), "--yes"),
+        (("transfer", "--to", f"0x{'00' * 20}", "--amount", "1"), "nobody"),
+        (("transfer", "--to", f"0x{'11' * 20}", "--amount", "1,000"), "without commas"),
+        (("register-node", "--subnet_id", "1", "--keys-dir", "nothing"), "keygen --keys-dir nothing"),
+        (("balance", "--coldkey-file", "nothing"), "mesh keys new"),
+        (("overwatch", "commit", "--node-id", "1", "--weights", "1=80"), "80%"),
         (("demo", "--nodes", "2"), "5 to 16"),
         (("chain", "--fund", "0x12"), "ADDRESS=TENSOR"),
         (("chain", "--block-time", "manual"), "--dev-rpc"),
@@ -76,7 +82,17 @@ def test_no_chain_is_said_in_one_sentence(run: Run, monkeypatch: pytest.MonkeyPa
     done = run(*argv)
     assert done.returncode == 1
     assert "mesh-chain" in done.stderr
+    assert "waiting" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_waits_for_the_chain_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.cli.common._QUIET_WAIT_S", 0.01)
+    done = run("chain", "status", "--chain-url", "ws://127.0.0.1:1", "--chain-timeout", "0.3")
+    assert done.stderr.splitlines()[0] == (
+        "waiting for the chain at ws://127.0.0.1:1, for 0.3 s at most (--chain-timeout)"
+    )
+    assert done.stdout == ""
 
 
 def test_doctor_finds_that_there_is_no_chain_and_what_else(run: Run) -> None:
@@ -101,18 +117,17 @@ def test_doctor_finds_that_there_is_no_chain_and_what_else(run: Run) -> None:
 
 def test_dotenv_with_a_secret_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESH_COLDKEY", raising=False)
-    monkeypatch.delenv("MESH_TEST_ONLY", raising=False)
     path = tmp_path / ".env"
     path.write_text("MESH_COLDKEY=0x11\n")
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         load_dotenv(path)
     assert "MESH_COLDKEY" not in os.environ
-    path.write_text("MESH_TEST_ONLY=1\nMESH_COLDKEY=\n")
+    path.write_text("LOCAL_RPC=ws://one\nMESH_COLDKEY=\n")
     monkeypatch.setenv("MESH_COLDKEY", "")
-    monkeypatch.setenv("MESH_TEST_ONLY", "2")
+    monkeypatch.setenv("LOCAL_RPC", "ws://two")
     load_dotenv(path)
-    assert os.environ["MESH_TEST_ONLY"] == "2"
+    assert os.environ["LOCAL_RPC"] == "ws://two"
 
 
 @pytest.mark.parametrize("text", ["-1", "1e30", "nan", "x", "0.0000000000000000001", ""])
@@ -150,8 +165,22 @@ def test_the_one_cause_comes_out_of_nested_groups() -> None:
     assert single_cause(group) is wanted
 
 
-def test_every_hint_is_about_an_error_of_the_pallet() -> None:
-    from mesh.cli.common import HINTS
+OF_THE_RUNTIME = {"BelowMinimum", "NotExpendable", "FundsUnavailable", "InsufficientBalance"}
+NO_COMMANDS_FAULT = {"BalanceBurnError", "InvalidDelegateAccountParameters", "MaxSubnets", "SubnetEpochDataIsNone"}
+
+
+def test_every_hint_is_about_an_error_of_the_chain() -> None:
+    from mesh.cli.hints import HINTS
     from mesh.devchain.pallets.network.errors import ERRORS
 
-    assert set(HINTS) <= set(ERRORS)
+    assert set(HINTS) <= set(ERRORS) | OF_THE_RUNTIME
+
+
+def test_whatever_the_chain_refuses_a_command_has_a_hint() -> None:
+    from mesh.cli.hints import hint_for
+    from mesh.devchain.pallets import network
+
+    files = [path for path in Path(network.__file__).parent.glob("*.py") if path.name != "consensus.py"]  # of nodes
+    raised = {name for path in files for name in re.findall(r'(?:Dispatch|Limit)\(\s*"(\w+)"', path.read_text())}
+    assert len(raised) > 80
+    assert {name for name in raised if hint_for(name) is None} <= NO_COMMANDS_FAULT

@@ -116,6 +116,7 @@ def test_put_get_and_list(shell: Shell) -> None:
         (("get", DIGEST, "--initial_peers", PEER, "-o", ".", "--force"), "-o"),
         (("get", DIGEST, "--initial_peers", PEER, "--identity", "no-key"), "not there"),
         (("get", DIGEST, "--initial_peers", PEER), "served by none of 1 peers"),
+        (("get", DIGEST, "--initial_peers", PEER), "--identity"),
     ],
 )
 def test_errors_are_one_sentence(argv: tuple[str, ...], says: str, shell: Shell) -> None:

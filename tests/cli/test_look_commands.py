@@ -282,7 +282,10 @@ def test_events_are_filtered_by_block_and_name(look: Run, live: Live) -> None:
     assert [line["event"] for line in lines if line["pallet"] == "Network"].count("SubnetRewards") == 1
     named = look(*argv, "--name", "SubnetRewards").stdout.splitlines()
     assert json.loads(named[0])["fields"]["subnet_id"] == live.subnet_id
-    assert look("chain", "events", "--pallet", "Nobody", "--blocks", "5").stdout == ""
+    nobody = look("chain", "events", "--pallet", "Nobody", "--blocks", "5")
+    assert nobody.stdout == ""
+    assert "no events Nobody in blocks" in nobody.stderr
+    assert "turn them around" in look("chain", "events", "--from-block", "2", "--to-block", "1").stderr
     shown = look("chain", "events", "--from-block", "1", "--name", "SubnetRegistered").stdout
     assert "SubnetRegistered" in shown
     assert "\x1b" not in shown
@@ -419,7 +422,7 @@ def test_what_cannot_be_replayed_is_said(look: Run, live: Live, tmp_path: Path) 
     (tmp_path / "empty").write_bytes(encode_blob(make_blob([], [])))
     for argv, says in (
         (("garbage",), "no proposal's evidence"),
-        (("nothing",), "cannot read"),
+        (("nothing",), "mesh content get"),
         (("empty",), "--subnet-id and --epoch"),
         (("blob", "--epoch", str(SILENT - 1)), f"no proposal for epoch {SILENT - 1}"),
     ):
