@@ -467,7 +467,7 @@ def test_the_picture_shows_bars_windows_and_what_was_paid(live: Live) -> None:
     from rich.console import Console
 
     from mesh.chain.reading import read_epoch
-    from mesh.cli.epoch import Seen, picture
+    from mesh.cli.watch import Seen, picture
 
     view = live.do(lambda: read_epoch(live.client, live.subnet_id))
     console = Console(width=120, file=io.StringIO(), force_terminal=False)
