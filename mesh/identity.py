@@ -271,6 +271,10 @@ def checksum_address(account_id: bytes) -> str:
     return "0x" + "".join(c.upper() if int(d, 16) >= 8 else c for c, d in zip(text, digest, strict=False))
 
 
+MAX_ADDRESS_CHARS: Final = 48
+"""Of a mistyped address that is shown again; a private key or phrase given in its place is longer."""
+
+
 def parse_address(text: str) -> bytes:
     """A 20-byte account from its 0x text; a mixed-case text must carry a right EIP-55 checksum. Raises KeyFileError."""
     try:
@@ -278,7 +282,10 @@ def parse_address(text: str) -> bytes:
     except ValueError:
         account = b""
     if len(account) != 20:
-        raise KeyFileError(f"{text!r} is no address: it takes 0x and 40 hexadecimal digits")
+        shown = (
+            repr(text) if len(text) <= MAX_ADDRESS_CHARS else f"a text of {len(text)} characters"
+        )  # perhaps a secret
+        raise KeyFileError(f"{shown} is no address: it takes 0x and 40 hexadecimal digits")
     digits = text.strip().removeprefix("0x")
     if digits not in (digits.lower(), digits.upper()) and "0x" + digits != checksum_address(account):
         raise KeyFileError(f"{text!r} is no address: its checksum is wrong, a character was mistyped")

@@ -29,6 +29,12 @@ def require_funds(*, free_planck: int, spends_planck: int, fee_planck: int, acco
         )
 
 
+def require_some(amount_planck: int) -> None:
+    """Raises CallRefused for an amount of 0, which would cost a fee and do nothing."""
+    if amount_planck <= 0:
+        raise CallRefused("the amount is 0: it would cost a fee and do nothing")
+
+
 def require_at_most(wanted_planck: int, held_planck: int, *, what: str) -> None:
     """Raises CallRefused when more is taken of `what` than there is, or nothing."""
     if wanted_planck == 0:

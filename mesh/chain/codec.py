@@ -30,8 +30,15 @@ from mesh.identity import parse_address
 
 MAX_DEPTH: Final = 64
 """Nesting of values that is followed; the pallet's deepest struct is 7."""
+MAX_CHAR: Final = 0x10FFFF
 MAX_EMPTY_ITEMS: Final = 4096
 """Items of a sequence whose items take no bytes, which the bytes left cannot bound."""
+
+
+STEPS_PER_BYTE: Final = 8
+STEPS_AT_LEAST: Final = 4096
+"""Values that are read out of so many bytes: types that take no bytes (which metadata may nest and repeat as it likes)
+would take hours otherwise. Real ones take a byte or more each, but for newtypes around them."""
 
 
 class Kind(enum.Enum):
@@ -100,12 +107,13 @@ class Reader:
     `pause` is called between the items of what is long: who decodes beside an event loop lets it run there.
     """
 
-    __slots__ = ("data", "pause", "position")
+    __slots__ = ("data", "pause", "position", "steps")
 
     def __init__(self, data: bytes, pause: Callable[[], None] = no_pause) -> None:
         self.data = data
         self.pause = pause
         self.position = 0
+        self.steps = STEPS_AT_LEAST + STEPS_PER_BYTE * len(data)
 
     @property
     def left(self) -> int:
@@ -195,6 +203,9 @@ def decode(registry: Registry, type_id: int, reader: Reader, depth: int = 0) -> 
     """Read one value. Raises ChainError when the bytes are not one."""
     if depth > MAX_DEPTH:
         raise ChainError(f"the chain's value is nested deeper than {MAX_DEPTH}")
+    reader.steps -= 1
+    if reader.steps < 0:
+        raise ChainError("the chain's types make more values of these bytes than any real ones do")
     definition = registry[type_id]
     depth += 1
     match definition.kind:
@@ -203,7 +214,10 @@ def decode(registry: Registry, type_id: int, reader: Reader, depth: int = 0) -> 
         case Kind.COMPOSITE:
             value = decode_fields(registry, definition.fields, reader, depth)
             if label(definition) == "BTreeMap" and isinstance(value, list):
-                return {key: item for key, item in value}  # noqa: C416 - pairs, typed object
+                try:
+                    return {key: item for key, item in value}  # noqa: C416 - pairs, typed object
+                except (TypeError, ValueError) as error:
+                    raise ChainError("the chain's map has an item that is no pair, or a key that is a list") from error
             return tuple(value) if label(definition) == "BTreeSet" and isinstance(value, list) else value
         case Kind.VARIANT:
             return _decode_variant(registry, definition, reader, depth)
@@ -248,7 +262,10 @@ def _decode_primitive(name: str, reader: Reader) -> object:
             raise ChainError(f"the chain sent {value} for a bool")
         return value == 1
     if name == "char":
-        return chr(reader.uint(4))
+        code = reader.uint(4)
+        if code > MAX_CHAR:
+            raise ChainError(f"the chain sent {code} for a char")
+        return chr(code)
     size = int(name[1:]) // 8
     return int.from_bytes(reader.take(size), "little", signed=name[0] == "i")
 
@@ -266,14 +283,16 @@ def _decode_variant(registry: Registry, definition: TypeDef, reader: Reader, dep
 
 
 def _bits_of_compact(registry: Registry, type_id: int) -> int:
-    """Width of the integer inside a Compact, through newtypes; 0 for Compact<()>."""
-    definition = registry[type_id]
-    if definition.kind is Kind.PRIMITIVE:
-        return int(definition.primitive[1:])
-    if definition.kind is Kind.COMPOSITE and len(definition.fields) == 1:
-        return _bits_of_compact(registry, definition.fields[0].type_id)
-    if (definition.kind is Kind.TUPLE and not definition.inner) or definition.kind is Kind.COMPOSITE:
-        return 0
+    """Width of the integer inside a Compact, through newtypes; 0 for Compact<()>. Raises ChainError for another."""
+    for _ in range(MAX_DEPTH):
+        definition = registry[type_id]
+        if definition.kind is Kind.PRIMITIVE and definition.primitive.startswith("u"):
+            return int(definition.primitive[1:])
+        if definition.kind in (Kind.COMPOSITE, Kind.TUPLE) and not definition.fields and not definition.inner:
+            return 0
+        if definition.kind is not Kind.COMPOSITE or len(definition.fields) != 1:
+            break
+        type_id = definition.fields[0].type_id
     raise ChainError(f"Compact of {definition.kind.name.lower()} is not known")
 
 

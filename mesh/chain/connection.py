@@ -37,6 +37,11 @@ _CONNECT_CALLS: Final = 2
 """Metadata is downloaded when a connection is made: that may take so many times `call_timeout_s`."""
 
 
+_SENSELESS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
+"""What reading by a node's own metadata ends in where that contradicts itself (a type within itself, a map of numbers):
+it is checked, but a chain's node must not be able to end ours."""
+
+
 class _Behind(ChainError):
     """The node is more than `max_lag_blocks` behind the best block seen."""
 
@@ -133,7 +138,13 @@ class Connection:
         def work() -> T:
             nonlocal running
             running = True
-            return job()
+            try:
+                return job()
+            except _SENSELESS as error:
+                log.exception("what the node answered cannot be understood")
+                raise ChainError(
+                    f"what the node answers makes no sense: {type(error).__name__}: {str(error)[:200]}"
+                ) from error
 
         try:
             return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)

@@ -83,6 +83,8 @@ class Done:
     block: int
     teller: int = 0
     """The process that told its caller, 0 when none did."""
+    born: int = 0
+    """When that process started (`started`): its number is soon another's, in a container at once."""
 
 
 class Journal:
@@ -142,7 +144,7 @@ class Journal:
 
     def close(self, entry: Entry, fate: Fate, *, delivery: Delivery, block: int = -1, teller: int = 0) -> None:
         """Write an entry's fate."""
-        done = Done(entry, fate, delivery, block, teller)
+        done = Done(entry, fate, delivery, block, teller, started(teller) if teller else 0)
         self._append(_done_line(done))
         self._pending.pop(entry.extrinsic_hash, None)
         self._done[entry.extrinsic_hash] = done
@@ -159,7 +161,7 @@ class Journal:
             and done.delivery is Delivery.WAITING
             and done.fate is Fate.INCLUDED
             and head < done.entry.era_end
-            and (done.teller in (0, os.getpid()) or not _lives(done.teller))
+            and (done.teller in (0, os.getpid()) or not _lives(done.teller, done.born))
         )
 
     def deliver(self, extrinsic_hash: bytes) -> None:
@@ -244,7 +246,12 @@ class Journal:
         entry_or_done = self._pending.pop(digest, None) or self._done[digest].entry
         fate, delivery = Fate(str(step["fate"])), Delivery(str(step["delivery"]))
         self._done[digest] = Done(
-            entry_or_done, fate, delivery, int(str(step["block"])), int(str(step.get("teller", 0)))
+            entry_or_done,
+            fate,
+            delivery,
+            int(str(step["block"])),
+            int(str(step.get("teller", 0))),
+            int(str(step.get("born", 0))),
         )
 
 
@@ -266,17 +273,27 @@ def _entry_line(entry: Entry) -> str:
 
 def _done_line(done: Done) -> str:
     step = {"step": "close", "extrinsic_hash": done.entry.extrinsic_hash.hex(), "block": done.block}
-    return json.dumps({**step, "fate": done.fate.value, "delivery": done.delivery.value, "teller": done.teller})
+    told = {"teller": done.teller, "born": done.born}
+    return json.dumps({**step, "fate": done.fate.value, "delivery": done.delivery.value, **told})
 
 
-def _lives(pid: int) -> bool:
+def started(pid: int) -> int:
+    """When a process started, in the kernel's ticks since it did (proc(5), `starttime`); 0 where that is not told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _lives(pid: int, born: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # somebody else's process: there is one
-        return True
-    return True
+        pass
+    return not born or started(pid) in (0, born)
 
 
 def _check(text: bytes) -> bytes:

@@ -125,11 +125,13 @@ def decode_keys(metadata: Metadata, item: StorageItem, raw: bytes) -> tuple[obje
     return tuple(keys)
 
 
-def decode_value(metadata: Metadata, item: StorageItem, raw: bytes | None) -> object:
-    """A stored value; absent means None when the item is optional, else its default."""
+def decode_value(
+    metadata: Metadata, item: StorageItem, raw: bytes | None, pause: Callable[[], None] = no_pause
+) -> object:
+    """A stored value; absent means None when the item is optional, else its default. `pause` as Reader's."""
     if raw is None:
-        return None if item.optional else decode_all(metadata.registry, item.value_id, item.default)
-    return decode_all(metadata.registry, item.value_id, raw)
+        return None if item.optional else decode_all(metadata.registry, item.value_id, item.default, pause)
+    return decode_all(metadata.registry, item.value_id, raw, pause)
 
 
 # --- calls and extrinsics -------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ from mesh.chain import info, runtime
 from mesh.chain import metadata as metadata_v14
 from mesh.chain.codec import compact
 from mesh.chain.dialect import PALLET, Dialect, Read
+from mesh.chain.local import is_local_chain
 from mesh.chain.metadata import Metadata, StorageItem
 from mesh.chain.runtime import Version
 from mesh.chain.types import BlockRef
-from mesh.errors import BlockUnavailable, ChainError
+from mesh.errors import BlockUnavailable, ChainError, WrongChain
 from mesh.files import Durable, replace_file
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,12 @@ KEPT_BLOCKS: Final = 256
 MAX_BLOCK_EXTRINSICS: Final = 100_000
 HELD_S: Final = 0.001
 LET_GO_S: Final = 0.0001
+MAX_DECODE_S: Final = 30
+"""Of one answer, breaks included: nobody waits so long, and the thread is wanted for the next one."""
 MAX_DIGEST_LOGS: Final = 1024
 PRUNED_AFTER_BLOCKS: Final = 256
 """A node that is no archive keeps the state of so many blocks."""
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _NO_SUCH_BLOCK: Final = re.compile(r"discarded|unknown ?block|header was not found", re.IGNORECASE)
 """What nodes say, under several codes, of a block or state they do not have."""
 
@@ -80,16 +84,19 @@ class BlockBody:
 class Breath:
     """Called often while something is decoded: lets other threads have the interpreter every millisecond.
 
-    Left to itself Python takes it from a thread after 5 ms only, and the event loop wants it at every turn.
+    Left to itself Python takes it from a thread after 5 ms only, and the event loop wants it at every turn. Raises
+    ChainError after MAX_DECODE_S.
     """
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self._born = time.perf_counter()
 
     def __call__(self) -> None:
         if time.perf_counter() - self._since > HELD_S:
             time.sleep(LET_GO_S)  # 0 would take it back before the other thread is awake
             self._since = time.perf_counter()
+            if self._since - self._born > MAX_DECODE_S:
+                raise ChainError(f"what the node answered is not decoded in {MAX_DECODE_S} s")
 
 
 class Source(enum.Enum):
@@ -136,12 +143,13 @@ def open_session(rpc: Rpc, url: str, *, cache_dir: Path | None) -> Session:
     genesis = unhex(rpc("chain_getBlockHash", [0]), "genesis hash", HASH_BYTES)
     chain_type = _optional(rpc, "system_chainType", [])
     version = read_version(rpc)
-    metadata = read_metadata(rpc, genesis, version, cache_dir)
+    chain_type = chain_type if isinstance(chain_type, str) else ""
+    metadata = read_metadata(rpc, genesis, version, cache_dir, _changes(url, chain_type, genesis))
     return Session(
         url=url,
         rpc=rpc,
         genesis=genesis,
-        chain_type=chain_type if isinstance(chain_type, str) else "",
+        chain_type=chain_type,
         version=version,
         metadata=metadata,
         dialect=dialects.choose(metadata.pallets[PALLET].calls if PALLET in metadata.pallets else {}),
@@ -155,7 +163,8 @@ def refresh_runtime(session: Session) -> None:
     if version == session.version:
         return
     log.info("the chain's runtime is now %s %d", version.spec_name, version.spec_version)
-    session.metadata = read_metadata(session.rpc, session.genesis, version, session.cache_dir)
+    changes = _changes(session.url, session.chain_type, session.genesis)
+    session.metadata = read_metadata(session.rpc, session.genesis, version, session.cache_dir, changes)
     session.dialect = dialects.choose(session.metadata.pallet(PALLET).calls)
     session.version = version
     session.trust.clear()
@@ -175,31 +184,76 @@ def read_version(rpc: Rpc) -> Version:
     return Version(name, spec, transaction)
 
 
-def read_metadata(rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | None) -> Metadata:
+class Changes(enum.Enum):
+    """Whether a runtime's code may be another one under the same version."""
+
+    FORBIDDEN = enum.auto()
+    """A Substrate chain takes new code only with a higher spec_version."""
+    ALLOWED = enum.auto()
+    """This user's own development chain, restarted with other code."""
+
+
+def _changes(url: str, chain_type: str, genesis: bytes) -> Changes:
+    return Changes.ALLOWED if is_local_chain(url, chain_type, genesis) else Changes.FORBIDDEN
+
+
+def read_metadata(
+    rpc: Rpc, genesis: bytes, version: Version, cache_dir: Path | None, changes: Changes = Changes.FORBIDDEN
+) -> Metadata:
     """The runtime's metadata, from disk where the same code's bytes lie there already.
 
     The file's name covers the hash of the runtime's code, so a node that does not tell it (a development chain, whose
     code may change under one version) is asked each time. A cached file that cannot be read is fetched again.
+
+    What a call's bytes mean is the node's word. The first word on a chain's version is remembered: a node that later
+    tells another (one that was taken over, or another URL's) raises WrongChain, for by its metadata one call would be
+    shown and another one signed.
     """
     code = _optional(rpc, "state_getStorageHash", [to_hex(CODE_KEY)])
     path: Path | None = None
+    raw: bytes | None = None
+    metadata: Metadata | None = None
     if cache_dir is not None and isinstance(code, str):
         identity = f"{genesis.hex()} {version} {code}".encode()
         path = cache_dir / f"metadata-{hashlib.sha256(identity).hexdigest()[:32]}"
         try:
-            raw = path.read_bytes()
-            if raw[:HASH_BYTES] == hashlib.sha256(raw[HASH_BYTES:]).digest():
-                return _checked(raw[HASH_BYTES:])
-            log.warning("%s is damaged; the metadata is fetched again", path)
+            kept = path.read_bytes()
+            if kept[:HASH_BYTES] == hashlib.sha256(kept[HASH_BYTES:]).digest():
+                raw, metadata = kept[HASH_BYTES:], _checked(kept[HASH_BYTES:])
+            else:
+                log.warning("%s is damaged; the metadata is fetched again", path)
         except FileNotFoundError:
             pass
         except (OSError, ChainError) as error:
             log.warning("%s cannot be used (%s); the metadata is fetched again", path, error)
-    raw = unhex(rpc("state_getMetadata", []), "metadata")
-    metadata = _checked(raw)
-    if path is not None:
+    fetched = raw is None or metadata is None
+    if raw is None or metadata is None:
+        raw = unhex(rpc("state_getMetadata", []), "metadata")
+        metadata = _checked(raw)
+    if cache_dir is not None and changes is Changes.FORBIDDEN:
+        _require_first_word(raw, genesis, version, cache_dir)
+    if path is not None and fetched:
         _write_cache(path, hashlib.sha256(raw).digest() + raw)
     return metadata
+
+
+def _require_first_word(raw: bytes, genesis: bytes, version: Version, folder: Path) -> None:
+    said = hashlib.sha256(raw).hexdigest()
+    identity = f"{genesis.hex()} {version}".encode()
+    path = folder / f"first-{hashlib.sha256(identity).hexdigest()[:32]}"
+    try:
+        first = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        first = ""
+    if not _SHA256.fullmatch(first):  # not there, or torn by a crash
+        _write_cache(path, f"{said}\n".encode())
+        return
+    if first != said:
+        raise WrongChain(
+            f"the node's metadata of {version.spec_name} {version.spec_version} is not what was told of the same "
+            "version before: this node or the earlier one lies about what calls mean, and nothing is read or signed "
+            f"with it. Ask a node you trust; where it agrees with this one, or the chain is a test chain, remove {path}"
+        )
 
 
 def _checked(raw: bytes) -> Metadata:
@@ -383,7 +437,7 @@ def read_many(session: Session, reads: Sequence[Read], at: bytes | None, pallet:
     breath = Breath()
     values: list[object] = []
     for item, key in zip(items, keys, strict=True):
-        values.append(runtime.decode_value(metadata, item, raw[key]))
+        values.append(runtime.decode_value(metadata, item, raw[key], breath))
         breath()
     return values
 
@@ -401,7 +455,9 @@ def read_map(
     breath = Breath()
     entries: list[tuple[tuple[object, ...], object]] = []
     for key in found:
-        entries.append((runtime.decode_keys(metadata, item, key), runtime.decode_value(metadata, item, raw[key])))
+        entries.append(
+            (runtime.decode_keys(metadata, item, key), runtime.decode_value(metadata, item, raw[key], breath))
+        )
         breath()
     return entries
 

@@ -238,12 +238,21 @@ async def _ask(count: int) -> None:
     import trio
 
     question = "sign and submit this? [y/N] " if count == 1 else f"sign and submit these {count}? [y/N] "
+    _forget_typed()
     try:
         answer = await trio.to_thread.run_sync(input, question, abandon_on_cancel=True)
     except EOFError:
         raise ConfigError("nobody is there to ask: nothing was signed, pass --yes to sign without asking") from None
     if answer.strip().lower() not in ("y", "yes"):
         raise ConfigError("nothing was signed")
+
+
+def _forget_typed() -> None:
+    """What was typed before the question was there is no answer to it."""
+    import termios
+
+    if sys.stdin.isatty():
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def plain(value: object) -> object:

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import re
+import resource
 import signal
 import stat
 import sys
@@ -52,6 +53,7 @@ MAX_SENTENCE_BYTES = 4096
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
     """Run a command: usage errors exit 2, MeshErrors print one sentence and exit 1, `--debug` shows the traceback."""
     die_with_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys are in memory
     tokens = normalized(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]

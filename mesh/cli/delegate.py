@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mesh.chain import calls
 from mesh.chain.calls import NodeRef, PoolKey
-from mesh.chain.checks import require_at_most, tensor_text
+from mesh.chain.checks import require_at_most, require_some, tensor_text
 from mesh.chain.portfolio import delegate_account_of, pool_of, portfolio, shares_in, swap_queue
 from mesh.chain.types import FIRST_SUBNET_ID
 from mesh.cli.acting import ActOptions, Plan, Step, act
@@ -39,6 +39,7 @@ def add(*, subnet_id: int, amount: str, node_id: int | None = None, options: Act
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         pool = await find_pool(chain, subnet_id, node_id)
+        require_some(amount_planck)
         call = calls.delegate(pool, amount_planck=amount_planck)
         return Plan((Step(f"delegate {tensor_text(amount_planck)} to {_named(pool)}", call, amount_planck),))
 
@@ -180,6 +181,7 @@ def donate(*, subnet_id: int, amount: str, node_id: int | None = None, options: 
         pool = await find_pool(chain, subnet_id, node_id)
         if not (await pool_of(chain, pool)).balance_planck:
             raise CallRefused(f"{_named(pool)} is empty: nobody would get the donation")
+        require_some(amount_planck)
         call = calls.donate(pool, amount_planck=amount_planck)
         return Plan((Step(f"donate {tensor_text(amount_planck)} to {_named(pool)}", call, amount_planck),))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mesh.chain import calls
-from mesh.chain.checks import tensor_text
+from mesh.chain.checks import require_some, tensor_text
 from mesh.cli.acting import ActOptions, Plan, Step, act
 from mesh.cli.common import planck, receiver
 from mesh.errors import CallRefused
@@ -27,7 +27,7 @@ def transfer(*, to: str, amount: str, options: ActOptions | None = None) -> None
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         if account == signer.account_id:
             raise CallRefused("the receiver is the signing account itself")
-
+        require_some(amount_planck)
         does = f"send {tensor_text(amount_planck)} to {checksum_address(account)}"
         return Plan((Step(does, calls.transfer(account, amount_planck=amount_planck), amount_planck),))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from mesh.config import SECRET_VARIABLES
 from mesh.errors import MeshError
 
 READY_TIMEOUT_S = 120.0
@@ -50,7 +51,8 @@ class Fleet:
     def __init__(self, directory: Path, *, log_json: bool) -> None:
         self._directory = directory
         self._log_format = ["--log-json"] if log_json else []
-        self._environment = {**os.environ, "MESH_PARENT_PID": str(os.getpid())}
+        # the user's own secrets are not for a demo; empty, as a .env in this folder would fill in what is missing
+        self._environment = {**os.environ, **dict.fromkeys(SECRET_VARIABLES, ""), "MESH_PARENT_PID": str(os.getpid())}
         self._group = 0
         self.processes: dict[str, Process] = {}
 
