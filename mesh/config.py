@@ -17,6 +17,8 @@ from mesh.peer import PeerInfo
 DEFAULT_CHAIN_URL = "ws://127.0.0.1:9944"
 SECRET_VARIABLES = ("MESH_COLDKEY", "MESH_HOTKEY", "PHRASE", "MESH_KEY_PASSWORD")
 """Environment variables that hold secrets: a child process that does not sign does not get them."""
+VARIABLES = (*SECRET_VARIABLES, "MESH_CHAIN_URL", "LOCAL_RPC", "PUBLIC_INITIAL_PEERS")
+"""All that `.env` may set."""
 
 
 class Discovery(enum.StrEnum):

@@ -334,7 +334,9 @@ def write_secret(path: Path, data: bytes, overwrite: Overwrite = Overwrite.REFUS
             temporary.unlink()
 
 
-def read_secret(path: Path, *, when_missing: str = "look at its path again") -> bytes:
+def read_secret(
+    path: Path, *, max_bytes: int = MAX_KEY_FILE_BYTES, when_missing: str = "look at its path again"
+) -> bytes:
     """Read a key file. Raises KeyFileError when it is missing (and says what to do then), too large, or readable by
     others."""
     try:
@@ -345,13 +347,13 @@ def read_secret(path: Path, *, when_missing: str = "look at its path again") -> 
                 raise KeyFileError(f"{path} is not a file")
             if info.st_mode & 0o077:
                 raise KeyFileError(f"{path} can be read by others: run `chmod 600 {path}`, or make a new key")
-            data = file.read(MAX_KEY_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except FileNotFoundError as error:
         raise KeyFileError(f"{path} is not there: {when_missing}") from error
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_KEY_FILE_BYTES:
-        raise KeyFileError(f"{path} is no key file: it is larger than {MAX_KEY_FILE_BYTES} bytes")
+    if len(data) > max_bytes:
+        raise KeyFileError(f"{path} is no key file: it is larger than {max_bytes} bytes")
     return data
 
 

@@ -41,6 +41,22 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
+class TextFormatter(logging.Formatter):
+    """One readable line. What peers and chain nodes wrote is in many messages: it ends no line and steers no terminal;
+    a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _plain(record.message, "")
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _plain(super().format(record), "\n\t")
+
+
+def _plain(text: str, kept: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in kept else "·" for c in text)
+
+
 def configure(*, level: str = "INFO", json_lines: bool = False, file: Path | None = None) -> None:
     """Send mesh's and subnets' logs to stderr or a file; other libraries only from WARNING on."""
     if file is not None:
@@ -51,7 +67,7 @@ def configure(*, level: str = "INFO", json_lines: bool = False, file: Path | Non
     handler.setFormatter(
         JsonFormatter()
         if json_lines
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s:%(trace)s %(message)s", datefmt="%H:%M:%S")
+        else TextFormatter("%(asctime)s %(levelname)-7s %(name)s:%(trace)s %(message)s", datefmt="%H:%M:%S")
     )
     handler.addFilter(TraceFilter())
     root = logging.getLogger()

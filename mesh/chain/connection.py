@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from mesh.chain import session
+from mesh.chain import facts, session
 from mesh.chain.config import ChainConfig
 from mesh.chain.dialect import PALLET
 from mesh.chain.heads import follow_heads
@@ -232,7 +232,7 @@ class Connection:
         def job() -> tuple[Session, int, int]:
             link.connect()
             opened = session.open_session(link.rpc, url, cache_dir=self._cache_dir)
-            length = session.constant(opened, PALLET, "EpochLength")
+            length = facts.constant(opened, PALLET, "EpochLength")
             if not isinstance(length, int) or length < 1:
                 raise WrongChain(f"the chain's epoch length is {length}")
             return opened, length, session.head(opened).number

@@ -2,7 +2,7 @@
 
 The order of their fields is known from the pallet's published sources only, one layout per dialect; the types inside
 (PeerInfo, the classification, …) are taken from the metadata. So a layout is a conjecture: bytes must be consumed to
-the last, and the reader (session.py) compares a first answer of each kind with storage before any is believed.
+the last, and the reader (facts.py) compares a first answer of each kind with storage before any is believed.
 """
 
 from __future__ import annotations

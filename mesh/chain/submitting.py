@@ -23,7 +23,7 @@ from typing import Final
 
 import trio
 
-from mesh.chain import runtime, session
+from mesh.chain import facts, runtime, session
 from mesh.chain.connection import Connection
 from mesh.chain.journal import Delivery, Entry, Fate, Journal
 from mesh.chain.metadata import Metadata
@@ -73,6 +73,9 @@ class _Account:
     """Hashes of extrinsics a task of this process waits for."""
     pooled: set[bytes] = field(default_factory=set)
     """Hashes of what a node took; their nonces are not given out again."""
+    refused: set[bytes] = field(default_factory=set)
+    """Hashes of those whose callers heard that a node refused them, though another may have them: they are sent again
+    only when the same call is made again."""
     told: set[bytes] = field(default_factory=set)
     """Hashes of those whose callers this process told, not written down yet."""
 
@@ -247,7 +250,7 @@ class Submitter:
                 await self._close(journal, entry, Fate.INCLUDED, Delivery.WAITING, fate.found.block.number)
             elif fate.dead is not None:
                 await self._close(journal, entry, Fate.DEAD, Delivery.DELIVERED)
-            else:
+            elif entry.extrinsic_hash not in state.refused:
                 await self._send_left(entry, journal, state)
 
     async def _send_left(self, entry: Entry, journal: Journal, state: _Account) -> None:
@@ -285,7 +288,7 @@ class Submitter:
             best, final = session.head(s), session.finalized(s)
             era = era_for(best, final, period=self._config.era_blocks, until=intent.until)
             birth = final if era.birth == final.number else best
-            nonce = max([session.next_nonce(s, signer.account_id), *taken])
+            nonce = max([facts.next_nonce(s, signer.account_id), *taken])
             return s.metadata, SigningContext(s.version, s.genesis, birth.hash, nonce, era), era
 
         metadata, context, era = await self._connection.ask(ask)
@@ -352,6 +355,8 @@ class Submitter:
                 log.info("%s of 0x%s: %s", entry.call, entry.account.hex(), error)
                 watch.attempts += 1  # it may be out
             self._connection.tell()
+            # not sent again while it is considered: what is given up for a refusal must not be accepted meanwhile
+            await self._connection.until(lambda: watch.refusal is None)
             if not at_once:
                 with trio.move_on_after(self._config.resend_interval_s):
                     await self._connection.until(lambda gone=here: self._connection.session is not gone)  # type: ignore[misc]
@@ -413,8 +418,10 @@ class Submitter:
                         "block any more, so it may be made again"
                     )
                 if refusal is not None:
-                    watch.refusal = None
                     await self._consider(refusal, entry, journal, state)
+                    watch.refusal = None  # now it may be sent again
+                    self._connection.tell()
+                    continue
             await changed.wait()
 
     async def _consider(self, refusal: tuple[RpcRefused, int], entry: Entry, journal: Journal, state: _Account) -> None:
@@ -428,7 +435,10 @@ class Submitter:
         state.pooled.discard(entry.extrinsic_hash)
         if first or _never_valid(error):
             await self._close(journal, entry, Fate.REFUSED, Delivery.DELIVERED)
-        raise ExtrinsicInvalid(error.code, error.message) from error
+            raise ExtrinsicInvalid(error.code, error.message) from error
+        state.refused.add(entry.extrinsic_hash)
+        still = f"another node may have it until block {entry.era_end}, and the same call continues it"
+        raise ExtrinsicInvalid(error.code, f"{error.message} ({still})") from error
 
     async def _look(self, entry: Entry) -> _Fate:
         def job(s: Session) -> _Fate:
@@ -438,7 +448,7 @@ class Submitter:
                 return _Fate(found, None)
             if final.number >= entry.era_end - 1:
                 return _Fate(found, f"was in no block before its era ended at block {entry.era_end}")
-            if session.nonce_at(s, entry.account, final.hash) > entry.nonce:
+            if facts.nonce_at(s, entry.account, final.hash) > entry.nonce:
                 return _Fate(found, "was in no block, and another extrinsic used its nonce")
             return _Fate(found, None)
 
@@ -460,7 +470,7 @@ class Submitter:
     async def _receipt(self, entry: Entry, block: BlockRef, index: int) -> Receipt:
         """What the block says of the extrinsic. Raises ExtrinsicFailed by name."""
         events, fee = await self._connection.ask(
-            lambda s: runtime.outcome(s.metadata, session.events(s, block.hash), index)
+            lambda s: runtime.outcome(s.metadata, facts.events(s, block.hash), index)
         )
         return Receipt(entry.extrinsic_hash, block, fee, events)
 

@@ -1,8 +1,8 @@
 """The Chain protocol over a Substrate node's JSON-RPC.
 
-What it is made of: connection.py keeps one websocket up and asks from one worker thread, session.py reads and checks
-what the node tells, submitting.py makes submissions happen exactly once. Works with any node that answers the standard
-methods: nothing here needs `network_*` or the dev chain's own.
+What it is made of: connection.py keeps one websocket up and asks from one worker thread, session.py and facts.py read
+and check what the node tells, submitting.py makes submissions happen exactly once. Works with any node that answers the
+standard methods: nothing here needs `network_*` or the dev chain's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from mesh.chain import runtime, session
+from mesh.chain import facts, runtime, session
 from mesh.chain.config import ChainConfig as ChainConfig
 from mesh.chain.connection import Connection
 from mesh.chain.dialect import PALLET, Call, Dialect, Read
@@ -146,35 +146,35 @@ class SubstrateChain:
 
     async def resolve_subnet_id(self, subnet_id: int) -> int:
         """The real id of a friendly or real one. Raises ChainError when there is no such subnet."""
-        return await self._connection.ask(lambda s: session.resolve_subnet_id(s, subnet_id))
+        return await self._connection.ask(lambda s: facts.resolve_subnet_id(s, subnet_id))
 
     async def subnet(self, subnet_id: int, at: bytes | None = None) -> SubnetInfo:
         """Raises ChainError when there is no such subnet."""
-        return await self._connection.ask(lambda s: session.subnet(s, subnet_id, at))
+        return await self._connection.ask(lambda s: facts.subnet(s, subnet_id, at))
 
     async def snapshot(self, subnet_id: int, at: BlockRef | None = None) -> Snapshot:
         """All registered nodes of a subnet at one block."""
-        return await self._connection.ask(lambda s: session.snapshot(s, subnet_id, at))
+        return await self._connection.ask(lambda s: facts.snapshot(s, subnet_id, at))
 
     async def bootnodes(self, subnet_id: int) -> tuple[PeerInfo, ...]:
         """Bootnodes listed on chain by the subnet; malformed entries are left out."""
-        return await self._connection.ask(lambda s: session.bootnodes(s, subnet_id))
+        return await self._connection.ask(lambda s: facts.bootnodes(s, subnet_id))
 
     async def elected(self, subnet_id: int, epoch: int) -> int | None:
         """Node id elected to propose in subnet epoch `epoch`, or None."""
-        return await self._connection.ask(lambda s: session.elected(s, subnet_id, epoch))
+        return await self._connection.ask(lambda s: facts.elected(s, subnet_id, epoch))
 
     async def submission(self, subnet_id: int, epoch: int) -> Submission | None:
         """The proposal made in subnet epoch `epoch`, or None."""
-        return await self._connection.ask(lambda s: session.submission(s, subnet_id, epoch))
+        return await self._connection.ask(lambda s: facts.submission(s, subnet_id, epoch))
 
     async def balance(self, account: bytes) -> Balance:
         """Free and reserved planck and the nonce."""
-        return await self._connection.ask(lambda s: session.balance(s, account))
+        return await self._connection.ask(lambda s: facts.balance(s, account))
 
     async def events(self, at: bytes) -> tuple[Event, ...]:
         """Events of the block with this hash."""
-        records = await self._connection.ask(lambda s: session.events(s, at))
+        records = await self._connection.ask(lambda s: facts.events(s, at))
         return tuple(record.event for record in records)
 
     async def storage(self, pallet: str, item: str, *keys: object, at: bytes | None = None) -> object:
@@ -191,7 +191,7 @@ class SubstrateChain:
 
     async def constant(self, pallet: str, name: str) -> object:
         """A constant of the metadata. Raises CallRefused when there is none."""
-        return await self._connection.ask(lambda s: session.constant(s, pallet, name))
+        return await self._connection.ask(lambda s: facts.constant(s, pallet, name))
 
     # --- submitting -------------------------------------------------------------------------------------------
 
@@ -203,13 +203,13 @@ class SubstrateChain:
         """What a call's bytes would cost, in planck. Nothing valid is signed."""
 
         def job(s: Session) -> int:
-            nonce = session.next_nonce(s, signer.account_id)
+            nonce = facts.next_nonce(s, signer.account_id)
             era = runtime.Era(session.head(s).number, self._config.era_blocks)
             context = SigningContext(s.version, s.genesis, s.genesis, nonce, era)
             extrinsic = runtime.build_extrinsic(
                 s.metadata, raw, context, account=signer.account_id, signature=_UNSIGNED
             )
-            return session.fee(s, extrinsic)
+            return facts.fee(s, extrinsic)
 
         return await self._connection.ask(job)
 
@@ -225,7 +225,7 @@ class SubstrateChain:
         pallet, name = _split(call)
 
         def job(s: Session) -> Preview:
-            raw = session.encode_call(s, pallet, name, args, signer.account_id)
+            raw = facts.encode_call(s, pallet, name, args, signer.account_id)
             return Preview(raw, *runtime.decode_call(s.metadata, raw))
 
         return await self._connection.ask(job)
@@ -259,11 +259,11 @@ class SubstrateChain:
         so its era ends with the epoch, and with it what the journal makes of the same bytes."""
 
         def job(s: Session) -> Intent:
-            node_id = session.node_of_hotkey(s, subnet_id, hotkey.account_id) if s.dialect.needs_node_id else None
+            node_id = facts.node_of_hotkey(s, subnet_id, hotkey.account_id) if s.dialect.needs_node_id else None
             call = build(s.dialect, node_id)
             raw = runtime.encode_call(s.metadata, PALLET, call.name, call.args)
             says = runtime.decode_call(s.metadata, raw)
-            return Intent(raw, f"{PALLET}.{call.name}", until=session.end_of_epoch(s, subnet_id), says=says)
+            return Intent(raw, f"{PALLET}.{call.name}", until=facts.end_of_epoch(s, subnet_id), says=says)
 
         intent = await self._connection.ask(job)
         self.require_may_sign(hotkey.account_id)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SHOWN_BYTES = 64
 _SHOWN_TEXT_BYTES = 256
+_SHOWN_LINE_BYTES = 4096
 
 
 @Parameter(name="*")
@@ -141,7 +142,7 @@ async def _carry_out(
         raise ConfigError("nothing to do: say what to change")
     chain.require_may_sign(signer.account_id)
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning, _SHOWN_LINE_BYTES)}", file=sys.stderr)
     shown = [await _look(chain, signer, step) for step in plan.steps]
     require_funds(
         free_planck=(await chain.balance(signer.account_id)).free_planck,
@@ -170,7 +171,7 @@ async def _carry_out(
         print(jsonlib.dumps({**outcome.values, **paid(receipts), "calls": [each.values() for each in shown]}))
         return
     for line in outcome.lines:
-        print(line)
+        print(printable(line, _SHOWN_LINE_BYTES))
 
 
 async def _look(chain: SubstrateChain, signer: AccountKey, step: Step) -> _Shown:

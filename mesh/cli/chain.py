@@ -115,9 +115,9 @@ def set_storage(
 ) -> None:
     """Set a storage entry of a running chain, in a block of its own; a restart has it, being part of the chain.
 
-    Only System.Account and the Network pallet's items may be set. What an account gains or loses is booked as minted
-    or burned; other amounts are not, so the books need not fit any more. Values with which the chain could not go on
-    for an epoch are refused.
+    Only System.Account and the Network pallet's items may be set. What an account, a stake, a pool, a ledger or a
+    waiting swap gains or loses is booked as minted or burned; totals are not moved with it, nor are a pool's shares.
+    Values with which the chain could not go on for an epoch are refused.
 
     Args:
         key: A raw key as 0x…, or an item: `MinSubnetNodes`, `Network.SubnetReputation[128001]`,

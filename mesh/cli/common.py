@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from mesh.cli.hints import hint_for
-from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES
+from mesh.config import DEFAULT_CHAIN_URL, SECRET_VARIABLES, VARIABLES
 from mesh.errors import (
     ConfigError,
     ExtrinsicFailed,
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from mesh.chain.substrate import SubstrateChain
 
 T = TypeVar("T")
+
+
+MAX_DOTENV_BYTES = 64 * 1024
+MAX_SENTENCE_BYTES = 4096
+"""Of an error as it is printed."""
 
 
 def run_app(app: App, argv: Sequence[str] | None = None) -> None:
@@ -65,7 +71,8 @@ def run_app(app: App, argv: Sequence[str] | None = None) -> None:
             sys.exit(128 + signal.SIGPIPE)
         if debug or not isinstance(cause, MeshError | ValidationError | ModuleNotFoundError):
             raise
-        print(f"error: {sentence(cause)}", file=sys.stderr)
+        # nodes and peers have a say in it: names out of metadata, an RPC error's message
+        print(f"error: {printable(sentence(cause), MAX_SENTENCE_BYTES)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -113,20 +120,35 @@ def sentence(error: BaseException) -> str:
 
 
 def load_dotenv(path: Path) -> None:
-    """Environment from `.env`, the real environment winning. Raises ConfigError when it holds a secret that others
-    on this machine can read."""
+    """What `.env` says of mesh's own variables (config.VARIABLES), the real environment winning.
+
+    The file is that of whatever folder a command is started in, perhaps somebody else's: it is taken as it stands
+    (`${NAME}` would put a secret of the environment into a URL), and names nothing that other programs read (a proxy,
+    a library path, where journals lie). Raises ConfigError when others could have written it, or when it holds a
+    secret that others on this machine can read.
+    """
     if not path.is_file():
         return
     from dotenv import dotenv_values
 
     try:
-        values = {name: value for name, value in dotenv_values(path).items() if value}  # NAME= means: not set here
+        with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            raw = file.read(MAX_DOTENV_BYTES + 1)
+        if len(raw) > MAX_DOTENV_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_DOTENV_BYTES} bytes")
+        said = dotenv_values(stream=io.StringIO(raw.decode()), interpolate=False)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as NAME=value lines: {error}") from error
-    if set(values) & set(SECRET_VARIABLES) and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    values = {name: said[name] for name in VARIABLES if said.get(name)}  # NAME= means: not set here
+    if values and info.st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path} can be written by others: look what it says, then run `chmod o-w {path}`")
+    if values and os.geteuid() not in (0, info.st_uid) and info.st_uid:  # root reads those of users, as in a container
+        raise ConfigError(f"{path} is another user's: it is not read; copy it, or work in another folder")
+    if set(values) & set(SECRET_VARIABLES) and stat.S_IMODE(info.st_mode) & 0o077:
         raise ConfigError(f"{path} holds a secret and others can read it: run `chmod 600 {path}`")
     for name, value in values.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, str(value))
 
 
 def die_with_parent() -> None:

@@ -107,7 +107,7 @@ def epoch(
         print(jsonlib.dumps(epoch_values(view)))
         return
     for name, value in epoch_lines(view):
-        print(f"{name:<11} {value}")
+        print(f"{name:<11} {printable(value, 2000)}")
 
 
 def validators(
@@ -207,7 +207,7 @@ def events(
                             print(jsonlib.dumps({**said, "fields": plain(event.fields)}))
                         else:
                             fields = " ".join(f"{key}={one_line(value)}" for key, value in event.fields.items())
-                            print(f"{number:>9}  {event.pallet}.{event.name}  {printable(fields, 2000)}")
+                            print(f"{number:>9}  {printable(f'{event.pallet}.{event.name}  {fields}', 2000)}")
                     progress(number)
         if not found:
             which = ".".join(part for part in (pallet, name) if part) or "at all"

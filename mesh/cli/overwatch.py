@@ -9,11 +9,12 @@ import json as jsonlib
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mesh.chain import calls
+from mesh.chain.checked import require_number
 from mesh.chain.checks import require_at_most, tensor_text
 from mesh.chain.portfolio import OverwatchEpoch, OverwatchStanding, overwatch_epoch, overwatch_of
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from mesh.chain.types import BlockRef, Receipt
 
 _SALT_BYTES = 32
+_MAX_WEIGHTS = 1024
+_MAX_COMMITMENT_BYTES = 256 * _MAX_WEIGHTS
+"""A weight and its salt take about 130 bytes of JSON."""
 _GONE = 0
 """Node id of a stake whose node is removed, on the command line; the chain counts from 1."""
 
@@ -60,7 +64,7 @@ class _Commitment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: Annotated[tuple[_Committed, ...], Field(max_length=1024)]
+    weights: Annotated[tuple[_Committed, ...], Field(max_length=_MAX_WEIGHTS)]
 
 
 def register(
@@ -124,15 +128,15 @@ def commit(
                 "what was committed is revealed"
             )
         real = {await chain.resolve_subnet_id(subnet): weight for subnet, weight in chosen.items()}
-        kept = _Commitment(
+        path = _path(chain.genesis, epoch.epoch, node_id)
+        kept = _made(path, epoch.epoch, real)
+        is_new = kept is None
+        kept = kept or _Commitment(
             weights=tuple(
                 _Committed(subnet_id=subnet, weight=weight, salt=os.urandom(_SALT_BYTES).hex())
                 for subnet, weight in sorted(real.items())
             )
         )
-        path = _path(chain.genesis, epoch.epoch, node_id)
-        if path.exists():
-            raise CallRefused(f"overwatch node {node_id} has committed in this epoch already: see {path}")
         call = calls.commit_overwatch(
             node_id,
             {w.subnet_id: calls.overwatch_commitment(w.weight, bytes.fromhex(w.salt)) for w in kept.weights},
@@ -145,7 +149,7 @@ def commit(
         values = {"overwatch_epoch": epoch.epoch, "reveal_block": epoch.reveal_block, "end_block": epoch.end_block}
         return Plan(
             (Step(does, call),),
-            before=partial(write_secret, path, kept.model_dump_json().encode(), Overwrite.REFUSE),
+            before=partial(write_secret, path, kept.model_dump_json().encode(), Overwrite.REFUSE) if is_new else None,
             after=partial(_say, outcome=Outcome(lines, values)),
         )
 
@@ -264,15 +268,17 @@ def show(
     """
     account = parse_address(address) if address else _coldkey_or_none(coldkey)
 
-    async def read(
-        client: Chain,
-    ) -> tuple[BlockRef, OverwatchEpoch, tuple[OverwatchStanding, ...], Sequence[tuple[tuple[object, ...], object]]]:
+    async def read(client: Chain) -> _Seen:
         head = await client.head()
-        nodes = await overwatch_of(client, account, at=head.hash) if account else ()
         entries = await client.storage_map("Network", "OverwatchNodes", at=head.hash)
-        return head, await overwatch_epoch(client, at=head), nodes, entries
+        return _Seen(
+            head=head,
+            epoch=await overwatch_epoch(client, at=head),
+            own=await overwatch_of(client, account, at=head.hash) if account else (),
+            all_ids=tuple(sorted(require_number(keys[0], "overwatch node id") for keys, _ in entries)),
+        )
 
-    head, epoch, nodes, entries = read_chain(chain, read)
+    head, epoch, nodes, all_ids = read_chain(chain, read)
     phase = "commit" if head.number < epoch.reveal_block else "reveal"
     if json:
         own = [
@@ -286,13 +292,13 @@ def show(
             "reveal_block": epoch.reveal_block,
             "end_block": epoch.end_block,
             "nodes": own,
-            "all_node_ids": sorted(int(str(keys[0])) for keys, _ in entries),
+            "all_node_ids": list(all_ids),
         }
         print(jsonlib.dumps(said))
         return
     until = epoch.reveal_block if phase == "commit" else epoch.end_block
     print(f"overwatch epoch {epoch.epoch} at block {head.number}: {phase} for {until - head.number} more blocks")
-    print(f"{len(entries)} overwatch nodes in all")
+    print(f"{len(all_ids)} overwatch nodes in all")
     table(
         ("node", "hotkey", "stake"),
         [(str(n.node_id or "gone"), checksum_address(n.hotkey), tensor_text(n.stake_planck)) for n in nodes],
@@ -301,6 +307,15 @@ def show(
 
 
 # --- shared -----------------------------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    """What `show` reads, at one block."""
+
+    head: BlockRef
+    epoch: OverwatchEpoch
+    own: tuple[OverwatchStanding, ...]
+    all_ids: tuple[int, ...]
 
 
 async def _own(chain: Chain, coldkey: bytes, node_id: int | None) -> OverwatchStanding:
@@ -354,10 +369,24 @@ def _path(genesis: bytes, epoch: int, node_id: int) -> Path:
     return data_home() / "overwatch" / genesis.hex()[:16] / f"epoch-{epoch}-node-{node_id}.json"
 
 
+def _made(path: Path, epoch: int, weights: dict[int, int]) -> _Commitment | None:
+    """What an earlier run wrote down for this epoch, perhaps without getting it onto the chain: with its salts the call
+    is the same one, which happens once. Raises CallRefused when it was to other weights."""
+    if not path.exists():
+        return None
+    kept = _read(path, epoch)
+    if {each.subnet_id: each.weight for each in kept.weights} != weights:
+        raise CallRefused(
+            f"a commitment to other weights was made in this overwatch epoch, and may be on the chain: see {path}, or "
+            "give the same weights to send it again"
+        )
+    return kept
+
+
 def _read(path: Path, epoch: int) -> _Commitment:
+    if not path.exists():
+        raise CallRefused(f"nothing was committed from this machine in overwatch epoch {epoch}: {path} is not there")
     try:
-        return _Commitment.model_validate_json(read_secret(path, when_missing="only there is the salt it takes"))
-    except KeyFileError as error:
-        raise CallRefused(f"nothing was committed from this machine in overwatch epoch {epoch}: {error}") from error
+        return _Commitment.model_validate_json(read_secret(path, max_bytes=_MAX_COMMITMENT_BYTES))
     except ValidationError as error:
         raise CallRefused(f"{path} is damaged: {error.errors(include_input=False)[0]['msg']}") from error

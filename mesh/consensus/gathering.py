@@ -83,16 +83,22 @@ class Gatherer:
 
         async def ask(peer: PeerID) -> None:
             stub = self._parts.content.rpc.stub(ConsensusServicer, peer)
+            answers = False
             for start in range(0, len(asked[peer]), MAX_ASKED):
-                few = asked[peer][start : start + MAX_ASKED]
+                heard = found.book.heard()  # what one has told, the next is not asked for
+                few = [owner for owner in asked[peer][start : start + MAX_ASKED] if owner not in heard]
+                if not few:
+                    continue
                 request = InventoriesRequest(epoch=found.epoch, owners=tuple(owner.multihash for owner in few))
                 records = await self._records(peer, stub.rpc_inventories, request)
                 if records is None:
                     return
+                answers = True
                 for record in records:
                     if record.owner in few:
                         self._take_in(found, record)
-            found.answered.add(peer)
+            if answers:
+                found.answered.add(peer)
 
         await self._together(ask, asked)
 

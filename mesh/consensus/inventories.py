@@ -96,7 +96,8 @@ class InventoryBook:
     def __init__(self, ctx: RoundContext) -> None:
         self._ctx = ctx
         self._by_owner: dict[PeerID, tuple[Record, ...]] = {}
-        self._parsed: dict[bytes, Inventory] = {}
+        self._inventories: dict[PeerID, Inventory] = {}
+        """The first of each owner; the only one, where it stands."""
 
     def add(self, record: Record) -> Added:
         """Take a record in. Raises ConsensusError("inventory") when it is none of this epoch."""
@@ -104,9 +105,9 @@ class InventoryBook:
         if len(known) > 1 or any(record.digest == other.digest for other in known):
             return Added.KNOWN
         inventory = check_inventory(record, self._ctx)
-        self._parsed[record.digest] = inventory
         if not known:
             self._by_owner[record.owner] = (record,)
+            self._inventories[record.owner] = inventory
             return Added.NEW
         if known[0].value == record.value:
             self._by_owner[record.owner] = (min(known[0], record, key=lambda r: r.digest),)
@@ -117,7 +118,7 @@ class InventoryBook:
     def valid(self) -> dict[PeerID, tuple[Record, Inventory]]:
         """By owner, those that stand: owners with exactly one."""
         return {
-            owner: (records[0], self._parsed[records[0].digest])
+            owner: (records[0], self._inventories[owner])
             for owner, records in sorted(self._by_owner.items())
             if len(records) == 1
         }

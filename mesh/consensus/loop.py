@@ -39,8 +39,8 @@ from mesh.consensus.telling import Teller
 from mesh.content import Content
 from mesh.dht import DHT
 from mesh.errors import ChainUnavailable, MeshError
-from mesh.identity import AccountKey, PeerKey
-from mesh.kad.record import Record
+from mesh.identity import AccountKey, PeerKey, is_signature
+from mesh.kad.record import Record, Verify
 from mesh.peer import PeerID
 from mesh.subnet import Settlement, Subnet
 
@@ -68,6 +68,7 @@ class ConsensusLoop:
         settlements: trio.MemorySendChannel[Settlement],
         receiver: trio.MemoryReceiveChannel[Settlement] | None = None,
         config: ConsensusConfig | None = None,
+        verify: Verify = is_signature,
     ) -> None:
         """`receiver` is the other end of `settlements` (or a clone): through it the oldest unread one is dropped when
         the subnet falls behind; without it the newest is. Without `hotkey` nothing is proposed or attested, the rest is
@@ -85,6 +86,7 @@ class ConsensusLoop:
             hotkey=hotkey,
             files=state_dir / "consensus",
             config=self.config,
+            verify=verify,
         )
         self._rounds = Rounds(parts)
         self._gatherer = Gatherer(parts, self._rounds)

@@ -21,12 +21,14 @@ from mesh.consensus.storing import timeless_validator
 from mesh.content import Content
 from mesh.dht import DHT
 from mesh.identity import AccountKey, PeerKey
-from mesh.kad.record import Record
+from mesh.kad.record import Record, Verify
 from mesh.peer import PeerID
 from mesh.subnet import Evidence, Settlement, Subnet
 
 log = logging.getLogger("mesh.consensus.loop")
 
+MAX_SAID: Final = 256
+"""Different lines logged about one epoch: peers decide what some of them say."""
 _LIVE_ROUNDS: Final = 4
 
 
@@ -47,6 +49,7 @@ class Parts:
         hotkey: AccountKey | None,
         files: Path,
         config: ConsensusConfig,
+        verify: Verify,
     ) -> None:
         self.chain, self.subnet_id, self.epochs = chain, subnet_id, epochs
         self.dht, self.content = dht, content
@@ -128,7 +131,7 @@ class Round:
 
     def say(self, level: int, text: str) -> None:
         """Log a line once."""
-        if text not in self.said:
+        if text not in self.said and len(self.said) < MAX_SAID:
             self.said.add(text)
             log.log(level, "epoch %d: %s", self.epoch, text)
 

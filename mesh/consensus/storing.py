@@ -9,7 +9,8 @@ from typing import Final
 from mesh.chain.windows import SLACK_BLOCKS, Windows
 from mesh.consensus.wire import INVENTORY, REFUSAL, Inventory, Refusal, inventory_key, refusal_key
 from mesh.errors import RecordRejected
-from mesh.kad.record import Record
+from mesh.identity import is_signature
+from mesh.kad.record import Record, Verify
 from mesh.kad.validator import (
     BlockPosition,
     NamespaceRule,
@@ -84,7 +85,12 @@ def refusal_rule() -> NamespaceRule:
 
 
 def timeless_validator(
-    rules: Sequence[NamespaceRule], *, subnet_id: int, genesis: bytes, verified_cache: int = 8192
+    rules: Sequence[NamespaceRule],
+    *,
+    subnet_id: int,
+    genesis: bytes,
+    verified_cache: int = 8192,
+    verify: Verify = is_signature,
 ) -> RecordValidator:
     """The rules without what is about the moment of storing: for judging a past epoch's records.
 
@@ -103,6 +109,7 @@ def timeless_validator(
         subnet_id=subnet_id,
         genesis=genesis,
         config=ValidatorConfig(verified_cache=verified_cache),
+        verify=verify,
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mesh.devchain import snapshot
 from mesh.devchain.extrinsic import Extrinsic, Refused, invalid
 from mesh.devchain.overlay import MemoryState, Overlay, ReadState
+from mesh.devchain.pallets.network import BLOCKS_PER_YEAR
 from mesh.devchain.pallets.network.storage import DEV_GENESIS
 from mesh.devchain.pallets.system import ACCOUNT
 from mesh.devchain.pallets.timestamp import NOW, SLOT_MS
@@ -29,6 +30,8 @@ from mesh.errors import ConfigError
 log = logging.getLogger(__name__)
 
 DEFAULT_GENESIS_MS = 1_795_000_000_000
+MAX_TRIED_BLOCKS = 2_000
+"""Blocks that are tried before a state set by hand or restored is taken: an epoch of them, if it is no longer."""
 
 
 class ServerConfig(BaseModel):
@@ -47,6 +50,8 @@ class ServerConfig(BaseModel):
     max_batch: int = Field(default=64, ge=1)
     max_keys: int = Field(default=1000, ge=1)
     """Storage keys in one answer or one request."""
+    max_watched_keys: int = Field(default=10_000, ge=1)
+    """Storage keys that all subscriptions of one connection watch together; each block looks for them."""
     max_new_blocks: int = Field(default=10_000, ge=1)
     """Blocks that one dev_newBlock may ask for."""
     allowed_hosts: tuple[str, ...] = ()
@@ -68,8 +73,8 @@ class DevChainConfig(BaseModel):
     """None keeps everything in memory."""
     block_time_s: float | None = Field(default=None, gt=0)
     """None: a block only when asked for (dev_newBlock, `DevChain.new_block`)."""
-    epoch_length: int = Field(default=20, ge=4)
-    """Blocks of a global epoch."""
+    epoch_length: int = Field(default=20, ge=4, le=BLOCKS_PER_YEAR)
+    """Blocks of a global epoch; a year's emission is shared by the epochs in it, so there must be one."""
     fund: dict[str, int] = Field(default_factory=dict)
     """Address (0x and 40 hex digits) to planck at genesis."""
     network_genesis: dict[str, Any] = Field(default_factory=lambda: dict(DEV_GENESIS))
@@ -89,6 +94,10 @@ class DevChainConfig(BaseModel):
         for address, planck in fund.items():
             if len(parse_address(address)) != 20 or not 0 <= planck < 1 << 127:
                 raise ValueError(f"fund {address}: wants 0x and 40 hex digits, and 0 <= planck < 2**127")
+        if len({parse_address(address) for address in fund}) != len(fund):
+            raise ValueError("fund: an account is there twice, in different spellings")
+        if sum(fund.values()) >= 1 << 127:
+            raise ValueError("fund: all together must be less than 2**127 planck")
         return fund
 
 
@@ -123,6 +132,9 @@ class DevChain:
         try:
             stored = self.store.block_at(0)
             if stored is None:
+                if config.network_genesis != DEV_GENESIS:
+                    start = {key: value for key, value in genesis.changes.items() if value is not None}
+                    self._check_goes_on(MemoryState(start), genesis, genesis_hash=genesis.hash)
                 self.store.append(genesis)
             elif stored.hash != genesis.hash:
                 raise ConfigError(
@@ -255,19 +267,24 @@ class DevChain:
         item's type, or with which the chain could not go on for an epoch.
         """
         self.check_settable(entries)
-        self._check_goes_on(self.state, self.best, set_storage=entries)
+        self._check_goes_on(self.state, self.best, genesis_hash=self.genesis_hash, set_storage=entries)
         return self.new_block(set_storage=entries)
 
     def _check_goes_on(
-        self, state: ReadState, parent: Block, *, set_storage: Mapping[bytes, bytes | None] | None = None
+        self,
+        state: ReadState,
+        parent: Block,
+        *,
+        genesis_hash: bytes,
+        set_storage: Mapping[bytes, bytes | None] | None = None,
     ) -> None:
-        """Raise ConfigError unless an epoch of empty blocks can follow: what a hook cannot bear would end the chain,
-        at every start anew."""
+        """Raise ConfigError unless an epoch of empty blocks (`MAX_TRIED_BLOCKS` at most) can follow: what a hook cannot
+        bear would end the chain, at every start anew."""
         scratch = Overlay(state)
         try:
-            for number in range(self.config.epoch_length + 1):
+            for number in range(min(self.config.epoch_length + 1, MAX_TRIED_BLOCKS)):
                 builder = BlockBuilder(
-                    self.runtime, scratch, parent=parent, genesis_hash=self.genesis_hash, now_ms=self._next_ms(scratch)
+                    self.runtime, scratch, parent=parent, genesis_hash=genesis_hash, now_ms=self._next_ms(scratch)
                 )
                 if number == 0 and set_storage:
                     builder.set_storage(set_storage)
@@ -310,7 +327,7 @@ class DevChain:
         """
         given = snapshot.read(raw, genesis_hash=self.genesis_hash, runtime=self.runtime)
         head, number = given.blocks[-1], given.blocks[-1].number
-        self._check_goes_on(MemoryState(given.state), head)
+        self._check_goes_on(MemoryState(given.state), head, genesis_hash=self.genesis_hash)
         kept = max(self.best.number - self.config.history_blocks, self.store.history_from) <= number
         if self.store.hash_of(number) == head.hash and kept:
             self.store.cut(number)

@@ -20,12 +20,13 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mesh.devchain.pallets.network import storage
+from mesh.devchain.pallets.network import BLOCKS_PER_YEAR, storage
 from mesh.devchain.pallets.network.storage import DEV_GENESIS
 from mesh.devchain.plain import from_plain
 from mesh.errors import ConfigError
 
 MAX_GENESIS_FILE_BYTES: Final = 1024 * 1024
+_MAX_EXPONENT: Final = 60
 _PLAIN: Final = {item.name: item for item in storage.ITEMS if not item.hashed_keys}
 
 
@@ -43,7 +44,7 @@ class GenesisFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epoch_length: int | None = Field(default=None, ge=4, strict=True)
+    epoch_length: int | None = Field(default=None, ge=4, le=BLOCKS_PER_YEAR, strict=True)
     """Blocks."""
     time_ms: int | None = Field(default=None, ge=0, lt=2**63, strict=True)
     """Of block 0, milliseconds since 1970."""
@@ -80,6 +81,17 @@ class GenesisFile(BaseModel):
         return {**(DEV_GENESIS if self.defaults is Defaults.DEV else {}), **self.network}
 
 
+def _check_numbers(value: object) -> None:
+    """ConfigError for a number that nothing here can hold: one of thousands of digits takes for ever to be shown."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_numbers(each)
+    elif (isinstance(value, int) and value.bit_length() > 256) or (
+        isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) > _MAX_EXPONENT
+    ):
+        raise ConfigError("the genesis file has a number with too many digits: no amount is as large or as small")
+
+
 def read_genesis(path: Path) -> GenesisFile:
     """The file's content. Raises ConfigError when it cannot be read or is no TOML, pydantic's ValidationError when it
     says what cannot be."""
@@ -89,6 +101,7 @@ def read_genesis(path: Path) -> GenesisFile:
         if len(raw) > MAX_GENESIS_FILE_BYTES:
             raise ConfigError(f"{path} has more than {MAX_GENESIS_FILE_BYTES} bytes, too many for a genesis file")
         parsed = tomllib.loads(raw.decode(), parse_float=Decimal)
+        _check_numbers(parsed)
     except OSError as error:
         raise ConfigError(f"the genesis file {path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

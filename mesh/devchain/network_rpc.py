@@ -16,6 +16,9 @@ from mesh.devchain.scale import Type, account_id, boolean, bytes_, option, u8, u
 RUNTIME_ERROR: Final = 1
 """The code of an error in the runtime, an unknown block for one."""
 
+JSON_BYTES_PER_BYTE: Final = 8
+"""What a byte of an answer is reckoned with: five characters, and the objects they are made from."""
+
 
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):

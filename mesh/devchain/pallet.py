@@ -269,6 +269,14 @@ class Context:
             return None if item.optional else item.value.decode_all(item.default_bytes)
         return item.value.decode_all(raw)
 
+    def get_raw(self, item: StorageItem, *keys: Any) -> bytes | None:
+        """The encoded value, for whoever changes a part of a large one; None where nothing is stored."""
+        return self.state.get(self._key(item, keys))
+
+    def put_raw(self, item: StorageItem, *keys: Any, raw: bytes) -> None:
+        """Store an encoded value, which must be one of the item's type."""
+        self.state.put(self._key(item, keys), raw)
+
     def has(self, item: StorageItem, *keys: Any) -> bool:
         """Whether something is stored under the keys (a default is not)."""
         return self.state.get(self._key(item, keys)) is not None

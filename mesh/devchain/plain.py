@@ -7,10 +7,13 @@ length will do) text; a map is a table or a list of pairs, a set or tuple a list
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from mesh.devchain import scale as s
 from mesh.errors import ConfigError
+
+_MAX_DIGITS: Final = 100
+"""Of a number in a string: Python refuses to print what has thousands."""
 
 
 def from_plain(kind: s.Type, value: Any) -> Any:
@@ -73,6 +76,8 @@ def _integer(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
+        if len(value) > _MAX_DIGITS:
+            raise ValueError
         return int(value, 16 if value.lower().startswith("0x") else 10)
     except ValueError:
         raise ConfigError(f"{value!r:.80} is no whole number") from None

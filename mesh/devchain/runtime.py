@@ -19,8 +19,8 @@ from mesh.devchain import metadata
 from mesh.devchain import scale as s
 from mesh.devchain.overlay import NO_ROOT, MemoryState, Overlay, ReadState, moved_root
 from mesh.devchain.pallet import Context, Dispatch, DispatchOther, Pallet, Pays, StorageItem
-from mesh.devchain.pallets import RUNTIME_VERSION, SPEC_VERSION, TRANSACTION_VERSION, all_pallets, system
-from mesh.devchain.pallets.balances import EXISTENTIAL_DEPOSIT_PLANCK, BooksLedger
+from mesh.devchain.pallets import RUNTIME_VERSION, SPEC_VERSION, TRANSACTION_VERSION, all_pallets, books, system
+from mesh.devchain.pallets.balances import EXISTENTIAL_DEPOSIT_PLANCK, TOTAL_ISSUANCE, BooksLedger
 from mesh.devchain.pallets.network.storage import DEV_GENESIS
 from mesh.devchain.pallets.timestamp import NOW
 from mesh.devchain.pallets.transaction_payment import BASE_FEE_PLANCK, LENGTH_FEE_PLANCK, fee_planck
@@ -123,6 +123,26 @@ class Runtime:
         if value is not None:
             item.value.decode_all(value)
         return item
+
+    def planck_of(self, key: bytes, raw: bytes | None) -> tuple[int, int]:
+        """The planck of which an entry says that (an account has, pallets hold) them."""
+        if raw is None:
+            return 0, 0
+        if key.startswith(system.ACCOUNT.prefix):
+            data = system.account_info.decode_all(raw)["data"]
+            return int(data["free"] + data["reserved"]), 0
+        holding = self.holdings.get(key[:32])
+        return 0, 0 if holding is None else holding(raw)
+
+    def check_books(self, state: MemoryState) -> None:
+        """`ScaleError` unless accounts and pallets together have what was minted and not burned, and the totals say so:
+        with other books a fee or a slash could be more than there is, which no block can bear."""
+        ctx = self.context(state, pallet="System", block=0, parent_hash=ZERO_HASH)
+        each = [self.planck_of(key, raw) for key, raw in state.items()]
+        free, held = sum(has for has, _ in each), sum(holds for _, holds in each)
+        minted, burned = (sum(amount for _, amount in ctx.items(item)) for item in (books.MINTED, books.BURNED))
+        if (free, held, free + held) != (ctx.get(TOTAL_ISSUANCE), ctx.get(books.HELD), minted - burned):
+            raise s.ScaleError("its balances are not what its books say")
 
     def account(self, state: ReadState, who: bytes) -> dict[str, Any]:
         """`System.Account` of an address."""
@@ -315,15 +335,7 @@ class BlockBuilder:
             self.runtime.ledger.book_set(ctx, free=free, held=held)
 
     def _planck(self, key: bytes) -> tuple[int, int]:
-        """The planck of which the entry with this raw key says that (an account has, pallets hold) them."""
-        raw = self.state.get(key)
-        if raw is None:
-            return 0, 0
-        if key.startswith(system.ACCOUNT.prefix):
-            data = system.account_info.decode_all(raw)["data"]
-            return int(data["free"] + data["reserved"]), 0
-        holding = self.runtime.holdings.get(key[:32])
-        return 0, 0 if holding is None else holding(raw)
+        return self.runtime.planck_of(key, self.state.get(key))
 
     def finish(self) -> Block:
         """Close the block."""

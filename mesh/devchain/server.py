@@ -84,11 +84,11 @@ def _unhex(value: Any, *, length: int | None = None) -> bytes:
 def _number(value: Any) -> int:
     if isinstance(value, str):
         try:
-            return int(value, 16 if value.startswith("0x") else 10)
+            value = int(value, 16 if value.startswith("0x") else 10)
         except ValueError:
             value = None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RpcRefusal(INVALID_PARAMS, "Invalid params: a number is wanted")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise RpcRefusal(INVALID_PARAMS, "Invalid params: a number below 2**64 is wanted")
     return value
 
 
@@ -142,6 +142,7 @@ class Connection:
         self._scope = trio.CancelScope()
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._next_id = 0
+        self._watched_keys = 0
         self._heads: dict[str, Callable[[Block], None]] = {}
         self._later: list[Callable[[], None]] = []
         self._methods = self._table()
@@ -492,7 +493,10 @@ class Connection:
         except (ValueError, s.ScaleEncodeError) as error:
             raise RpcRefusal(INVALID_PARAMS, f"Invalid params: {error}") from error
         try:
-            return method.answer(self._runtime_api(method.api, args, block_hash))
+            encoded = self._runtime_api(method.api, args, block_hash)
+            if len(encoded) * network_rpc.JSON_BYTES_PER_BYTE > self.limits.max_outgoing_bytes:
+                raise RpcRefusal(network_rpc.RUNTIME_ERROR, "The answer is too large for JSON: use state_call")
+            return method.answer(encoded)
         except HistoryDiscarded as error:
             raise RpcRefusal(network_rpc.RUNTIME_ERROR, f"Client error: UnknownBlock: {error}") from error
         except RpcRefusal as error:
@@ -613,11 +617,16 @@ class Connection:
     def _notify(self, method: str, ident: str, result: Any) -> None:
         self._push({"jsonrpc": "2.0", "method": method, "params": {"subscription": ident, "result": result}})
 
-    def _subscribe(self, on_block: Callable[[str, Block], None], first: Callable[[str], None]) -> str:
+    def _subscribe(
+        self,
+        on_block: Callable[[str, Block], None],
+        first: Callable[[str], None],
+        end: Callable[[], None] = lambda: None,
+    ) -> str:
         self._room()
         ident = self._new_id()
         self._heads[ident] = partial(on_block, ident)
-        self._subscriptions[ident] = lambda: None
+        self._subscriptions[ident] = end
         self._later.append(partial(first, ident))
         return ident
 
@@ -646,6 +655,8 @@ class Connection:
             raise RpcRefusal(INVALID_PARAMS, "Invalid params: storage can be watched by key only")
         wanted = self._key_list(keys)
         chain = self.chain
+        if self._watched_keys + len(wanted) > self.limits.max_watched_keys:
+            raise RpcRefusal(TOO_MANY_SUBSCRIPTIONS, f"At most {self.limits.max_watched_keys} keys on the connection")
 
         def tell(ident: str, block: Block, keys: Sequence[bytes]) -> None:
             try:
@@ -664,7 +675,12 @@ class Connection:
         def first(ident: str) -> None:
             tell(ident, chain.best, wanted)
 
-        return self._subscribe(on_block, first)
+        def end() -> None:
+            self._watched_keys -= len(wanted)
+
+        ident = self._subscribe(on_block, first, end)
+        self._watched_keys += len(wanted)
+        return ident
 
     def _unsubscribe(self, ident: Any) -> bool:
         end = self._subscriptions.pop(ident, None) if isinstance(ident, str) else None

@@ -2,8 +2,8 @@
 
 PURE. A snapshot is trusted for nothing: its digest finds a torn file; its blocks must follow one another, hold the
 extrinsics their headers name and end in a state with the root that the last one names; every entry of that state must
-be one that the runtime declares. Who made it is not in it: a state may be anybody's invention, as a chain with a
-single author is anyway.
+be one that the runtime declares, and its balances those of its books. Who made it is not in it: a state may be
+anybody's invention, as a chain with a single author is anyway.
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ def read(raw: bytes, *, genesis_hash: bytes, runtime: Runtime) -> Snapshot:
     state = dict(body["state"])
     if root_of(state.items()) != blocks[-1].header["state_root"] or len(state) != len(body["state"]):
         raise ConfigError("the snapshot's state is not the one its last block names: take another one")
+    try:
+        runtime.check_books(MemoryState(state))
+    except s.ScaleError as error:
+        raise ConfigError(f"the snapshot is no state of a chain ({error}): take another one") from error
     return Snapshot(blocks, state)
 
 

@@ -40,7 +40,7 @@ from mesh.consensus.round import Decision, Judgement, decode_args, decode_blob
 from mesh.content import Content, inline
 from mesh.dht import DHT, KadServicer
 from mesh.errors import ConsensusError, NetworkError, RecordRejected, RemoteProtocolError, RpcError
-from mesh.identity import AccountKey, KeyType, PeerKey
+from mesh.identity import AccountKey, KeyType, PeerKey, is_signature
 from mesh.kad.record import Record
 from mesh.kad.validator import BlockPosition, NamespaceRule, pack_value, window
 from mesh.kad.wire import Role, StoreRequest
@@ -64,6 +64,7 @@ from mesh.testing.adversaries.consensus import (
     PicksInventories,
     Proposes,
     ProposesGarbage,
+    ProposesLate,
     ProposesNot,
     Proposing,
     Right,
@@ -265,8 +266,8 @@ LISTINGS: Final[tuple[Listing, ...]] = (
     ListsNot(), ListsTwice(), ListsTwice(seen_by_all=True), ListsPhantoms(), ListsLate(),
 )  # fmt: skip
 PROPOSALS: Final[tuple[Proposing, ...]] = (
-    ProposesNot(), PicksInventories(), Inflates(), LeavesOutScore(), LeavesOutRecords(), AddsRecords(), TakesTooFew(),
-    ProposesGarbage(), Withholds(), ClaimsThereWasNothing(),
+    ProposesNot(), PicksInventories(), ProposesLate(), Inflates(), LeavesOutScore(), LeavesOutRecords(), AddsRecords(),
+    TakesTooFew(), ProposesGarbage(), Withholds(), ClaimsThereWasNothing(),
 )  # fmt: skip
 VOTES: Final[tuple[Voting, ...]] = (VotesBlindly(), VotesNot())
 
@@ -717,6 +718,7 @@ class _Member:
                 settlements=send,
                 receiver=receive,
                 config=ConsensusConfig(),
+                verify=town.office.verify if town.carrier is Carrier.POST else is_signature,
             )
 
     def _rules(self) -> list[NamespaceRule]:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from trio_websocket import ConnectionClosed
 
 from mesh.devchain import scale as s
+from mesh.devchain import snapshot
 from mesh.devchain.chain import DevChain, DevChainConfig, ServerConfig
 from mesh.devchain.extrinsic import Refused
-from mesh.devchain.pallet import Call, Context
-from mesh.devchain.pallets import books, system
-from mesh.devchain.pallets.network import overwatch, stake, storage
+from mesh.devchain.genesis import read_genesis
+from mesh.devchain.overlay import root_of
+from mesh.devchain.pallet import Call, Context, Pays, StorageItem
+from mesh.devchain.pallets import balances, books, system
+from mesh.devchain.pallets.network import consensus, overwatch, owner, peers, stake, storage
+from mesh.devchain.pallets.network.errors import ERRORS
 from mesh.devchain.pool import PoolConfig
+from mesh.errors import ConfigError
 from tests.devchain.network.chain import COLDKEYS, HOTKEYS, OWNER, SUBNET, TENSOR, account, subnet_data
 from tests.devchain.network.chain import Chain as Network
 from tests.devchain.serving import ALICE, BOB, FUND, running
 from tests.devchain.signing import Signer
+from tests.devchain.test_operate import sealed
 from tests.devchain.test_runtime import events, planck_adds_up, refused, transfer
 from tests.devchain.test_server import bare
 
@@ -172,6 +180,8 @@ async def test_no_request_ends_the_connection_by_what_it_asks() -> None:
             ["chain_getBlockHash", [[1]]],
             ["state_getKeysPaged", {}, 1],
             ["chain_getHeader", "0x00"],
+            ["state_getKeysPaged", "0x", "0x" + "9" * 5000],  # more digits than Python prints
+            ["dev_setStorage", {"Network": {"TotalNodes": "0x" + "9" * 5000}}],
         ):
             assert await client.code(*params) == -32602, params
         assert await client.get("system_chain") == "mesh dev chain"
@@ -267,3 +277,124 @@ def test_who_had_nodes_in_a_subnet_that_is_gone_has_none_active() -> None:
     for coldkey in COLDKEYS:
         standing = net.get(storage.ColdkeyReputation, coldkey)
         assert (standing["total_active_nodes"], standing["lifetime_node_count"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epoch_length": 2**40}, "epoch_length"),
+        ({"fund": {"0x" + "ab" * 20: 1, "0x" + "AB" * 20: 2}}, "twice"),
+        ({"fund": {f"0x{place:040x}": 2**126 for place in range(2)}}, "all together"),
+    ],
+)
+def test_a_configuration_that_cannot_be_a_chain_is_refused_before_it_is_one(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DevChainConfig(**settings)
+
+
+def test_a_long_epoch_is_not_tried_to_its_end() -> None:
+    chain = DevChain(DevChainConfig(fund=FUND, epoch_length=5_000_000))
+    chain.set_storage({storage.TotalNodes.key(): storage.TotalNodes.value.encode(1)})
+    assert chain.best.number == 1
+
+
+@pytest.mark.parametrize("item", [balances.TOTAL_ISSUANCE, books.HELD])
+def test_a_snapshot_whose_books_do_not_fit_its_balances_is_refused(chain: DevChain, item: StorageItem) -> None:
+    """With no issuance no fee can be taken, with nothing held no slash: the chain would stop at the first."""
+    chain.set_storage({storage.AccountSubnetStake.key(BOB.address, 1): storage.AccountSubnetStake.value.encode(30)})
+    before = chain.best
+    content = snapshot._body.decode_all(snapshot.check_digest(chain.snapshot()))
+    state = {**dict(content["state"]), item.key(): item.value.encode(chain.get(item) - 1)}
+    last = content["blocks"][-1]
+    header = {**last["header"], "state_root": root_of(state.items())}
+    blocks = [*content["blocks"][:-1], {**last, "header": header}]
+    body = snapshot._body.encode({**content, "blocks": blocks, "state": sorted(state.items())})
+    with pytest.raises(ConfigError, match="not what its books say"):
+        chain.restore(sealed(body))
+    assert chain.best is before
+
+
+def test_a_snapshot_is_read_once_however_many_attest() -> None:
+    """Decoding all nodes of a submission for each attestation made an epoch of a large subnet longer than an epoch."""
+    net = Network()
+    net.make_active()
+    net.to_slot(2, elect=1)
+    net.next_block()
+    net.propose(1, {1: 1, 2: 1, 3: 1}, args=b"a proposal of this test")
+    before = consensus._snapshot_ids.cache_info()
+    net.attest(2)
+    net.attest(3)
+    after = consensus._snapshot_ids.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
+    attests = net.get(storage.SubnetConsensusSubmission, SUBNET, 2)["attests"]
+    assert [(node, entry["block"]) for node, entry in attests.items()] == [
+        (1, net.block),
+        (2, net.block),
+        (3, net.block),
+    ]
+
+
+def test_no_call_fails_with_an_error_that_the_pallet_does_not_declare() -> None:
+    """One that is not declared has no index, and its extrinsic could be in no block."""
+    declared = set(ERRORS)
+    package = Path(overwatch.__file__).parent
+    named: set[str] = set()
+    for path in package.glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("Dispatch", "Limit"):
+                first = call.args[0]
+                named |= {first.value} if isinstance(first, ast.Constant) else set()
+    named |= {limit.error for setting in owner.SETTINGS for limit in setting.limits}
+    named |= {text.error for text in owner.TEXTS if text.error}
+    named |= {error for role in peers.Role for error in (role.invalid, role.taken)}
+    assert len(named) > 90
+    assert named <= declared, named - declared
+
+
+async def test_the_keys_that_a_connection_watches_are_bounded_and_given_back() -> None:
+    limits = ServerConfig(max_watched_keys=5)
+    async with running(server=limits) as (_, url), bare(url) as client:
+        three = ["0x" + bytes([n]).hex() for n in range(3)]
+        ident = await client.get("state_subscribeStorage", three)
+        assert await client.code("state_subscribeStorage", three) == -32006
+        assert await client.get("state_unsubscribeStorage", ident) is True
+        await client.get("state_subscribeStorage", three * 9)
+
+
+async def test_an_answer_that_json_would_blow_up_is_refused() -> None:
+    """An array of numbers takes twenty times its bytes of memory until it is sent."""
+    limits = ServerConfig(max_outgoing_bytes=1024 * 1024)
+    async with running(server=limits) as (chain, url), bare(url) as client:
+        zero = {**storage.SubnetsData.value.zero(), "description": bytes(200_000)}
+        chain.set_storage({storage.SubnetsData.key(1): storage.SubnetsData.value.encode(zero)})
+        assert await client.code("network_getSubnetInfo", 1) == 1
+        assert len(await client.get("state_call", "NetworkRuntimeApi_get_subnet_info", "0x01000000")) > 400_000
+
+
+def test_a_reveal_without_news_costs_its_fee() -> None:
+    net = Network(genesis={"OverwatchMinStakeBalance": 0})
+    net.make_active()
+    net.to_block(20)
+    net.call("register_overwatch_node", COLDKEYS[0], hotkey=account(1), stake_to_be_added=TENSOR)
+    commits = [{"subnet_id": SUBNET, "weight": overwatch.commitment(7, b"salt")}]
+    commit = {"overwatch_node_id": 1, "commit_weights": commits}
+    assert net.call("commit_overwatch_subnet_weights", account(1), **commit) is Pays.NO
+    net.to_block(36)
+    reveals = [{"subnet_id": SUBNET, "weight": 7, "salt": b"salt"}]
+    for said, pays in ((reveals, Pays.NO), (reveals, Pays.YES), ([], Pays.YES)):
+        assert net.call("reveal_overwatch_subnet_weights", account(1), overwatch_node_id=1, reveals=said) is pays
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "0x" + "9" * 5000])
+def test_a_number_of_endless_digits_in_a_genesis_file(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "genesis.toml"
+    path.write_text(f"[fund]\n{ALICE.hex} = {number}\n")
+    with pytest.raises(ConfigError, match="too many digits"):
+        read_genesis(path)
+
+
+def test_a_genesis_after_which_no_block_could_come_is_refused() -> None:
+    with pytest.raises(ConfigError, match="could not make block 1"):
+        DevChain(DevChainConfig(network_genesis={"SwapQueueOrder": [1]}))

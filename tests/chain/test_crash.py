@@ -219,6 +219,7 @@ async def staged(tmp_path: Path) -> AsyncIterator[Stage]:
     dev.close()
 
 
+CALLS = ("add_stake", "propose", "attest", "register_subnet_node")
 QUICK = [("add_stake", step) for step in STEPS] + [
     ("propose", "sent and not answered"),
     ("attest", "the journal has its fate"),
@@ -234,7 +235,7 @@ async def test_what_is_submitted_happens_once_though_the_process_is_killed_at_an
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("call", ["add_stake", "propose", "attest", "register_subnet_node"])
+@pytest.mark.parametrize("call", CALLS)
 async def test_every_call_at_every_step(tmp_path: Path, call: str) -> None:
     async with staged(tmp_path) as stage:
         for step in STEPS:
@@ -254,11 +255,11 @@ async def test_killed_again_while_it_settles_what_it_left(tmp_path: Path, first:
 
 
 @asynccontextmanager
-async def prepared(folder: Path) -> AsyncIterator[tuple[Scene, dict[str, Any]]]:
+async def prepared(folder: Path, call: str = "add_stake") -> AsyncIterator[tuple[Scene, dict[str, Any]]]:
     """A chain's data directory with a subnet in it, and a scene on it; nothing has it open."""
     dev = DevChain(config(folder))
     populate(dev)
-    scene = Scene(dev, "add_stake", 0)
+    scene = Scene(dev, call, 0)
     dev.close()
     yield scene, {**dev.config.model_dump(mode="json"), "block_time_s": 0.15}
 
@@ -273,9 +274,9 @@ def judge(folder: Path, scene: Scene) -> None:
 CHAIN_DIES_AFTER = ["the journal has it", "sent and not answered", "told ready", "told inBlock", None]
 
 
-async def chain_dies(tmp_path: Path, forks: Forks, step: str | None) -> None:
+async def chain_dies(tmp_path: Path, forks: Forks, step: str | None, call: str = "add_stake") -> None:
     """The process is killed at a step (or waits on, None), then the chain, which comes back as it was on disk."""
-    async with prepared(tmp_path / "chain") as (scene, settings):
+    async with prepared(tmp_path / "chain", call) as (scene, settings):
         chain, url = await forks.chain(**{**settings, "block_time_s": settings["block_time_s"] if step else None})
         request = asked(tmp_path, url, scene)
         child = await forks.start(**request, kill=step)
@@ -309,10 +310,11 @@ async def sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("step", CHAIN_DIES_AFTER)
-async def test_a_chain_that_dies_after_any_step_has_it_once(tmp_path: Path, step: str | None) -> None:
+async def test_a_chain_that_dies_after_any_step_has_it_once(tmp_path: Path, step: str | None, call: str) -> None:
     async with forking(tmp_path) as forks:
-        await chain_dies(tmp_path, forks, step)
+        await chain_dies(tmp_path, forks, step, call)
 
 
 async def test_a_chain_that_dies_and_comes_back_has_it_once_and_another_chain_gets_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 import trio
 
-from mesh.chain.connection import ROUNDS_BEHIND
+from mesh.chain.connection import ROUNDS_BEHIND, Connection
 from mesh.chain.substrate import SubstrateChain
 from mesh.devchain.chain import DevChain, DevChainConfig
 from mesh.errors import ChainUnavailable
-from tests.chain.nodes import FUND, Node, Relay, client, serve, until
+from tests.chain.nodes import FUND, Node, Relay, client, config, serve, until
 
 
 @asynccontextmanager
@@ -124,3 +125,10 @@ async def test_what_another_url_claims_without_proof_takes_us_nowhere_worse(tmp_
         assert chain.url == urls[0]
         nursery.cancel_scope.cancel()
     dev.close()
+
+
+def test_the_wait_between_tries_grows_to_its_bound_and_is_jittered() -> None:
+    made = Connection(config("ws://x", backoff_first_s=0.5, backoff_max_s=30), cache_dir=None, rng=random.Random(1))
+    waits = [[made._backoff(failures) for _ in range(50)] for failures in (0, 1, 5, 6, 1000)]
+    for some, longest in zip(waits, (0.5, 1, 16, 30, 30), strict=True):
+        assert longest / 2 <= min(some) < max(some) <= longest

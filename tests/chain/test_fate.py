@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio_websocket import WebSocketConnection
 
-from mesh.chain.journal import Delivery, Fate, Journal
+from mesh.chain.journal import Delivery, Entry, Fate, Journal
 from mesh.chain.runtime import blake2
 from mesh.chain.submitting import MAX_STATUSES, Intent, era_for
 from mesh.chain.substrate import SubstrateChain
@@ -185,17 +185,39 @@ async def test_a_first_refusal_is_final_and_says_why(tmp_path: Path, refusal: di
         assert pending(tmp_path, node) == []
 
 
+async def test_what_is_given_up_for_a_refusal_is_not_sent_again_meanwhile(tmp_path: Path) -> None:
+    """Looking may take longer than the time to the next sending."""
+    async with scripted(tmp_path, resend_interval_s=0.001) as (node, chain):
+        looking = chain._submitter._look
+
+        async def slow(entry: Entry) -> object:
+            await trio.sleep(0.1)
+            return await looking(entry)
+
+        chain._submitter._look = slow  # type: ignore[method-assign, assignment]
+        node.scenes.append(Refuse(PAYMENT))
+        with pytest.raises(ExtrinsicInvalid):
+            await remark(chain)
+        assert len(node.sent) == 1
+
+
 async def test_invalid_for_want_of_money_is_told_and_the_bytes_stay_the_only_ones(tmp_path: Path) -> None:
     """Another node's pool may have it yet: so the same call goes on with the same bytes, until their era is over."""
     async with scripted(tmp_path) as (node, chain):
         node.scenes.extend([["invalid"], Refuse(PAYMENT)])
-        with pytest.raises(ExtrinsicInvalid, match="Inability to pay"):
+        with pytest.raises(ExtrinsicInvalid, match=r"Inability to pay .* the same call continues it"):
             await remark(chain)
+        node.scenes.append(Refuse(PAYMENT))
+        with pytest.raises(ExtrinsicInvalid):
+            await chain.submit("System.remark", {"remark": b"another"}, OWN)
+        assert len(set(node.sent)) == 2
+        assert node.plain == []  # who heard that it was refused does not find it sent behind his back
+        node.sent.pop()
         node.scenes.append(Refuse(PAYMENT))
         with pytest.raises(ExtrinsicInvalid, match="Inability to pay"):
             await remark(chain)  # its first refusal in this submission, but not the first time it was sent
         assert pending(tmp_path, node) == [node.sent[0]]
-        node.scenes.append([lambda: node.blocks(1)])  # the left bytes were sent before anything else
+        node.scenes.append([node.include])
         receipt = await remark(chain)
         assert receipt.extrinsic_hash == blake2(node.sent[0])
         assert (set(node.sent + node.plain), on_chain(node)) == ({node.sent[0]}, 1)

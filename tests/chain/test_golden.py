@@ -8,7 +8,7 @@ from typing import Any
 import coincurve
 import pytest
 
-from mesh.chain import dialect, runtime, session
+from mesh.chain import dialect, facts, runtime, session
 from mesh.chain.codec import Reader
 from mesh.chain.metadata import Metadata, parse
 from mesh.chain.runtime import Era, SigningContext, Version
@@ -174,10 +174,10 @@ def end(metadata: Metadata, state_end: dict[str, Any]) -> Session:
 
 
 def test_the_recorded_state_reads_as_a_subnet(end: Session, state_end: dict[str, Any]) -> None:
-    assert session.resolve_subnet_id(end, 1) == SUBNET == session.resolve_subnet_id(end, SUBNET)
-    info = session.subnet(end, SUBNET, None)
+    assert facts.resolve_subnet_id(end, 1) == SUBNET == facts.resolve_subnet_id(end, SUBNET)
+    info = facts.subnet(end, SUBNET, None)
     assert (info.name, info.state, info.slot, info.friendly_id) == ("sub-one", SubnetState.ACTIVE, 3, 1)
-    found = session.snapshot(end, SUBNET, None)
+    found = facts.snapshot(end, SUBNET, None)
     assert found.block == BlockRef(43, bytes.fromhex(state_end["hash"][2:]))
     assert [node.stake_planck for node in found.nodes] == [
         200034901843424534753,
@@ -188,18 +188,18 @@ def test_the_recorded_state_reads_as_a_subnet(end: Session, state_end: dict[str,
     assert str(found.nodes[0].peer_id) == "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhxAN"
     assert found.nodes[0].coldkey.hex() == "f24ff3a9cf04c71dbc94d0b566f7a27b94566cac"
     assert all(node.reputation == 10**18 for node in found.nodes)
-    assert session.elected(end, SUBNET, 1) == 3
-    assert session.elected(end, SUBNET, 9) is None
-    submission = session.submission(end, SUBNET, 1)
+    assert facts.elected(end, SUBNET, 1) == 3
+    assert facts.elected(end, SUBNET, 9) is None
+    submission = facts.submission(end, SUBNET, 1)
     assert submission is not None
     assert (submission.proposer_node_id, submission.attests, submission.args) == (3, (1, 2, 3), None)
     assert submission.scores == tuple(Score(i, i * 10**18) for i in (1, 2, 3))
-    assert session.submission(end, SUBNET, 9) is None
-    assert session.balance(end, found.nodes[0].coldkey).nonce == 1
+    assert facts.submission(end, SUBNET, 9) is None
+    assert facts.balance(end, found.nodes[0].coldkey).nonce == 1
 
 
 def test_the_recorded_bootnode_can_be_dialled(end: Session) -> None:
-    (found,) = session.bootnodes(end, SUBNET)
+    (found,) = facts.bootnodes(end, SUBNET)
     assert found.multiaddrs() == ("/ip4/127.0.0.1/tcp/8080/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",)
 
 
@@ -305,7 +305,7 @@ def test_a_node_with_a_malformed_peer_id_is_left_out_of_the_snapshot(
     broken = {**state_end["storage"]}
     broken[key] = broken[key].replace(b"QmYyQ".hex(), b"Qm0OI".hex())
     end.rpc = table_rpc({**state_end, "storage": broken})
-    assert [node.node_id for node in session.snapshot(end, SUBNET, None).nodes] == [1, 3]
+    assert [node.node_id for node in facts.snapshot(end, SUBNET, None).nodes] == [1, 3]
     assert "peer_info of node 2" in caplog.text
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.chain import dialect as dialects
-from mesh.chain import info, runtime, session
+from mesh.chain import facts, info, runtime, session
 from mesh.chain.codec import Kind, Reader, Registry, TypeDef, compact, decode_all, encode
 from mesh.chain.metadata import Metadata, parse
 from mesh.chain.runtime import Version
@@ -39,19 +39,19 @@ ASKS: dict[str, Callable[[Session], object]] = {
     "block hash": lambda s: session.block_hash(s, 3),
     "block body": lambda s: session.block_body(s, b"\x02" * 32),
     "find": lambda s: session.find_extrinsic(s, b"\x03" * 32, after=0, until=9),
-    "events": lambda s: session.events(s, HEAD.hash),
-    "snapshot": lambda s: session.snapshot(s, SUBNET, HEAD),
-    "subnet": lambda s: session.subnet(s, SUBNET, HEAD.hash),
-    "resolve": lambda s: session.resolve_subnet_id(s, 1),
-    "bootnodes": lambda s: session.bootnodes(s, SUBNET),
-    "elected": lambda s: session.elected(s, SUBNET, 1),
-    "submission": lambda s: session.submission(s, SUBNET, 1),
-    "balance": lambda s: session.balance(s, bytes(20)),
+    "events": lambda s: facts.events(s, HEAD.hash),
+    "snapshot": lambda s: facts.snapshot(s, SUBNET, HEAD),
+    "subnet": lambda s: facts.subnet(s, SUBNET, HEAD.hash),
+    "resolve": lambda s: facts.resolve_subnet_id(s, 1),
+    "bootnodes": lambda s: facts.bootnodes(s, SUBNET),
+    "elected": lambda s: facts.elected(s, SUBNET, 1),
+    "submission": lambda s: facts.submission(s, SUBNET, 1),
+    "balance": lambda s: facts.balance(s, bytes(20)),
     "map": lambda s: session.read_map(s, "Network", "HotkeyOwner", (), HEAD.hash),
-    "nonce": lambda s: session.next_nonce(s, bytes(20)),
-    "nonce in state": lambda s: session.nonce_at(s, bytes(20), HEAD.hash),
-    "fee": lambda s: session.fee(s, b"extrinsic"),
-    "end of epoch": lambda s: session.end_of_epoch(s, SUBNET),
+    "nonce": lambda s: facts.next_nonce(s, bytes(20)),
+    "nonce in state": lambda s: facts.nonce_at(s, bytes(20), HEAD.hash),
+    "fee": lambda s: facts.fee(s, b"extrinsic"),
+    "end of epoch": lambda s: facts.end_of_epoch(s, SUBNET),
     "version": lambda s: session.read_version(s.rpc),
     "metadata": lambda s: session.read_metadata(s.rpc, bytes(32), Version("", 1, 1), None),
     "open": lambda s: session.open_session(s.rpc, "", cache_dir=None),

@@ -118,18 +118,17 @@ def test_doctor_finds_that_there_is_no_chain_and_what_else(run: Run) -> None:
 
 def test_dotenv_with_a_secret_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESH_COLDKEY", raising=False)
-    monkeypatch.delenv("MESH_TEST_ONLY", raising=False)
     path = tmp_path / ".env"
     path.write_text("MESH_COLDKEY=0x11\n")
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         load_dotenv(path)
     assert "MESH_COLDKEY" not in os.environ
-    path.write_text("MESH_TEST_ONLY=1\nMESH_COLDKEY=\n")
+    path.write_text("LOCAL_RPC=ws://one\nMESH_COLDKEY=\n")
     monkeypatch.setenv("MESH_COLDKEY", "")
-    monkeypatch.setenv("MESH_TEST_ONLY", "2")
+    monkeypatch.setenv("LOCAL_RPC", "ws://two")
     load_dotenv(path)
-    assert os.environ["MESH_TEST_ONLY"] == "2"
+    assert os.environ["LOCAL_RPC"] == "ws://two"
 
 
 @pytest.mark.parametrize("text", ["-1", "1e30", "nan", "x", "0.0000000000000000001", ""])

@@ -29,6 +29,7 @@ from mesh.testing.adversaries.consensus import (
     Outlaw,
     PicksInventories,
     ProposesGarbage,
+    ProposesLate,
     ProposesNot,
     Proposing,
     TakesTooFew,
@@ -37,6 +38,7 @@ from mesh.testing.adversaries.consensus import (
     Work,
     WorksAtTheEdge,
     WorksBackdated,
+    WorksForFellows,
     WorksForSome,
     WorksNot,
     WorksTwice,
@@ -144,6 +146,16 @@ def test_a_proposer_may_choose_which_inventories_it_takes_and_gains_nothing_by_i
     assert all(scores(epoch)[n] == 1 + n % 3 for n in (1, 2, 4, 5, 6, 7))
 
 
+@pytest.mark.parametrize(("before_end", "attests"), [(3, 7), (0, 1)])
+def test_a_proposer_that_is_late_risks_its_own_stake_only(before_end: int, attests: int) -> None:
+    late = Outlaw(proposing=ProposesLate(before_end))
+    epoch = only(sound(Scenario(outlaws={3: late}, proposers=(3,))))
+    assert epoch.submission is not None
+    assert len(epoch.submission.attests) == attests
+    assert (epoch.gained(3) > 0) == (attests > 4)
+    assert all(epoch.gained(n) >= 0 for n in range(1, 8) if n != 3)
+
+
 def test_the_blind_alone_pay_no_lie_even_where_most_of_the_faulty_are_blind() -> None:
     """A liar and two blind ones of seven are one more than the protocol promises to stand; 43 % still do not pay."""
     outlaws = {3: Outlaw(proposing=Inflates()), 4: Outlaw(voting=VotesBlindly()), 5: Outlaw(voting=VotesBlindly())}
@@ -183,6 +195,24 @@ def test_whatever_two_of_seven_send_the_others_agree_and_are_paid(work: Work, mo
         paid = scores(epoch)
         assert all(paid[n] == 1 + n % 3 for n in (1, 2, 4, 5, 7))
         assert all(paid.get(n, 0) <= most for n in (3, 6))
+
+
+def test_what_fellows_gave_to_one_honest_node_only_is_got_from_it() -> None:
+    conspiracy = Outlaw(work=WorksForFellows(fellows=(3, 6), witness=5))
+    epoch = only(sound(Scenario(outlaws={3: conspiracy, 6: conspiracy}, proposers=(1,))))
+    assert epoch.ratio == ONE
+    assert scores(epoch)[3] == scores(epoch)[6] == 3
+
+
+@pytest.mark.parametrize("at", [19, 20])
+def test_what_fellows_gave_to_one_that_lost_it_makes_nobody_mute(at: int) -> None:
+    """One more in trouble than is promised for; the proposer leaves out an inventory that asks for too much."""
+    conspiracy = Outlaw(work=WorksForFellows(fellows=(3, 6), witness=5), voting=VotesBlindly())
+    lost = Restart(5, at, 1, Loss.RECORDS)
+    silent = {3: conspiracy, 6: conspiracy}
+    epoch = only(sound(Scenario(outlaws=silent, restarts=(lost,), proposers=(1,))))
+    assert epoch.is_accepted
+    assert all(scores(epoch)[n] == 1 + n % 3 for n in (1, 2, 4, 7))
 
 
 def test_who_writes_nothing_is_not_paid_and_loses_reputation() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
+import sys
+from types import ModuleType
 
 import msgpack
 import pytest
@@ -15,6 +18,7 @@ from mesh.consensus.round import (
     MAX_DIGESTS,
     MAX_EVIDENCE_BYTES,
     MAX_INVENTORY_RECORD_BYTES,
+    Added,
     Choice,
     Decision,
     Inventory,
@@ -221,6 +225,30 @@ def test_the_same_inventory_signed_again_is_one_inventory() -> None:
     book.add(again)
     assert book.valid()[A][0] == min(first, again, key=lambda r: r.digest)
     assert not book.proofs()
+
+
+def test_an_inventory_signed_a_thousand_times_takes_the_room_of_one() -> None:
+    book, records = InventoryBook(context()), [note("ada", "1")]
+    signed_again = [inventory("ada", records, seq=1_800_000_000_000 + n) for n in range(1000)]
+    assert book.add(signed_again[0]) is Added.NEW
+    before = asizeof(book)
+    assert {book.add(record) for record in signed_again[1:]} == {Added.KNOWN}
+    assert asizeof(book) <= before + 4096
+    assert book.records([A]) == (min(signed_again, key=lambda r: r.digest),)
+
+
+def asizeof(root: object) -> int:
+    """Bytes of everything reachable but classes and modules, roughly: enough to see growth."""
+    seen: set[int] = set()
+    stack, size = [root], 0
+    while stack:
+        one = stack.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | RoundContext):
+            continue
+        seen.add(id(one))
+        size += sys.getsizeof(one)
+        stack += gc.get_referents(one)
+    return size
 
 
 def test_a_book_takes_nothing_that_is_no_inventory() -> None:

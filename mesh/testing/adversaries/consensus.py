@@ -41,6 +41,8 @@ class Right(enum.Enum):
     ATTESTED = enum.auto()
     """Whatever its proposer is, the proposal is right."""
     REFUSED = enum.auto()
+    OPEN = enum.auto()
+    """It is right, and may come too late to be attested."""
     NONE = enum.auto()
     """There is none."""
 
@@ -184,6 +186,23 @@ class WorksForSome:
         for number in range(self.records):
             some = at.rng.sample(peers, at.rng.randint(0, len(peers)))
             await at.push(at.work(epoch, number), [at.key.peer_id, *some])
+
+
+@dataclass(frozen=True)
+class WorksForFellows:
+    """Gives its records to its fellows, who are dishonest too, and to one honest node: just enough to name them, and
+    only one honest node to get them from."""
+
+    fellows: tuple[int, ...]
+    witness: int
+    records: int = 3
+
+    async def work(self, at: Standpoint, epoch: int) -> None:
+        await at.at(epoch, 3)
+        nodes = (await at.epochs.snapshot(epoch)).nodes
+        peers = [node.peer_id for node in nodes if node.node_id in (*self.fellows, self.witness)]
+        for number in range(self.records):
+            await at.push(at.work(epoch, number), peers)
 
 
 @dataclass(frozen=True)
@@ -408,6 +427,19 @@ class PicksInventories:
             key=lambda r: (-len(own.intersection(unpack_value(Inventory, r.value).digests)), r.digest),
         )
         await submit(at, await Proposal.of(at, epoch, only=liked[: made.ctx.thresholds.need]))
+
+
+@dataclass(frozen=True)
+class ProposesLate:
+    """Proposes what is right when the time to attest is nearly over, so that some may be in time and some not."""
+
+    before_end: int = 1
+    right: ClassVar[Right] = Right.OPEN
+
+    async def propose(self, at: Standpoint, epoch: int) -> None:
+        await at.epochs.wait_until(epoch + 1, at.epochs.windows.attest_by - self.before_end)
+        await trio.sleep(at.rng.uniform(0.0, 6.0))
+        await submit(at, await Proposal.of(at, epoch))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ network's public sources, and may differ from a given release of it in detail. O
   pool of something that is gone or into nothing. A swap of nothing is refused, and so is one too many for the queue.
 - A new coldkey takes over all hotkeys of the old one, and being on the overwatch blacklist. It must be fresh: what
   it has itself is never given to the old one. Delegate accounts stay different from the keys of their node.
+- A reveal that reveals nothing new is not free.
 - An overwatch node's peer id in a subnet is free again once it has another.
 - Swap updates and removals of identities are refused like all calls while the network is paused.
 - Adding to the stake of an overwatch node that is not there is InvalidOverwatchNodeId.

@@ -6,13 +6,16 @@ epoch later, in rewards.py.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from mesh.devchain.pallet import Context, Dispatch, Pays
 from mesh.devchain.pallets.network import economics, emergency, epochs
 from mesh.devchain.pallets.network import storage as s
+from mesh.devchain.pallets.network import types as t
 from mesh.devchain.pallets.network.nodes import active_nodes, has_class
 from mesh.devchain.pallets.network.stake import check_unpaused
+from mesh.devchain.scale import Reader
 
 
 def propose_attestation(
@@ -99,6 +102,13 @@ def _queue_wishes(
     return (prioritize if prioritize in queue else None), remove
 
 
+@lru_cache(maxsize=64)
+def _snapshot_ids(rest: bytes) -> frozenset[int]:
+    """The nodes in a submission from its snapshot on, which is the same for all who attest: decoding it for each of
+    them is what an epoch of a large subnet would spend its time with."""
+    return frozenset(each["id"] for each in t.consensus_nodes.decode(Reader(rest)))
+
+
 def attest(ctx: Context, origin: bytes, *, subnet_id: int, attest_data: bytes | None) -> Pays:
     """Call 66, by the hotkey of a node of class Validator, once, after the proposal of the same subnet epoch.
 
@@ -116,10 +126,12 @@ def attest(ctx: Context, origin: bytes, *, subnet_id: int, attest_data: bytes | 
     chosen = emergency.in_force(ctx, subnet_id, epoch)
     if chosen is not None and node_id not in chosen:
         raise Dispatch("InvalidEmergencySubnetNodeId")
-    submission = ctx.get(s.SubnetConsensusSubmission, subnet_id, epoch)
-    if submission is None:
+    raw = ctx.get_raw(s.SubnetConsensusSubmission, subnet_id, epoch)
+    if raw is None:
         raise Dispatch("InvalidSubnetConsensusSubmission")
-    if all(each["id"] != node_id for each in submission["subnet_nodes"]):
+    reader = Reader(raw)
+    submission, rest = t.consensus_start.decode(reader), raw[reader.position :]
+    if node_id not in _snapshot_ids(rest):
         raise Dispatch("InvalidSubnetNodeId")
     if node_id in submission["attests"]:
         raise Dispatch("AlreadyAttested")
@@ -134,6 +146,7 @@ def attest(ctx: Context, origin: bytes, *, subnet_id: int, attest_data: bytes | 
         ),
         "data": attest_data,
     }
-    ctx.put(s.SubnetConsensusSubmission, subnet_id, epoch, value=submission)
+    changed = t.consensus_start.encode(submission) + rest
+    ctx.put_raw(s.SubnetConsensusSubmission, subnet_id, epoch, raw=changed)
     ctx.emit("Attestation", subnet_id=subnet_id, subnet_node_id=node_id, epoch=epoch)
     return Pays.NO

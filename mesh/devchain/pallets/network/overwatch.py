@@ -175,12 +175,14 @@ def commit_overwatch_subnet_weights(
 def reveal_overwatch_subnet_weights(
     ctx: Context, origin: bytes, *, overwatch_node_id: int, reveals: list[dict[str, Any]]
 ) -> Pays:
-    """Call 74, signed by the coldkey or the hotkey; free. Every reveal must open this epoch's commit."""
+    """Call 74, signed by the coldkey or the hotkey. Every reveal must open this epoch's commit. Free, if it says
+    anything that was not said before: or blocks could be filled for nothing."""
     check_unpaused(ctx)
     _check_keys(ctx, origin, overwatch_node_id)
     if in_commit_period(ctx):
         raise Dispatch("NotRevealPeriod")
     epoch = epochs.overwatch_epoch(ctx)
+    news = False
     for reveal in reveals:
         subnet_id, weight = reveal["subnet_id"], reveal["weight"]
         if weight > economics.ONE:
@@ -190,8 +192,9 @@ def reveal_overwatch_subnet_weights(
             raise Dispatch("NoCommitFound")
         if commitment(weight, reveal["salt"]) != committed:
             raise Dispatch("RevealMismatch")
+        news = news or not ctx.has(s.OverwatchReveals, epoch, subnet_id, overwatch_node_id)
         ctx.put(s.OverwatchReveals, epoch, subnet_id, overwatch_node_id, value=weight)
-    return Pays.NO
+    return Pays.NO if news else Pays.YES
 
 
 def settle(ctx: Context, epoch: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.devchain.scale import (
+    Type,
     account_id,
     array_u8,
     bounded_bytes,
@@ -100,14 +101,22 @@ attest_entry = struct(
     _AT + "AttestEntry", block=u32, attestor_progress=u128, reward_factor=u128, data=option(bounded_bytes)
 )
 
+_consensus_start: dict[str, Type] = {
+    "validator_id": u32,
+    "block": u32,
+    "validator_epoch_progress": u128,
+    "validator_reward_factor": u128,
+    "attests": btree_map(u32, attest_entry),
+}
+consensus_start = struct("", **_consensus_start)
+"""What an encoded `consensus_data` begins with: all that an attestation changes. `consensus_nodes` follow."""
+
+consensus_nodes = vec(subnet_node)
+
 consensus_data = struct(
     _AT + "ConsensusData",
-    validator_id=u32,
-    block=u32,
-    validator_epoch_progress=u128,
-    validator_reward_factor=u128,
-    attests=btree_map(u32, attest_entry),
-    subnet_nodes=vec(subnet_node),
+    **_consensus_start,
+    subnet_nodes=consensus_nodes,
     prioritize_queue_node_id=option(u32),
     remove_queue_node_id=option(u32),
     data=vec(consensus_score),
