@@ -285,6 +285,8 @@ def _who(node_id: int | None) -> str:
 
 async def _range(client: Chain, first: int | None, last: int | None, *, blocks: int, most: int) -> tuple[int, int]:
     """The blocks that are meant, within the chain. Raises ConfigError."""
+    if first is None and blocks < 1:
+        raise ConfigError("nothing to read: --epochs and --blocks take 1 or more")
     best = (await client.head()).number
     end = best if last is None else last
     start = max(end - blocks + 1, 1) if first is None else first

@@ -58,7 +58,7 @@ def list_subnets(*, json: bool = False, chain: ChainOptions | None = None) -> No
     )
 
 
-def show(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = None) -> None:
+def show(subnet_id: int, *, json: bool = False, chain: ChainOptions | None = None) -> None:
     """Show one subnet: state, owner, limits, nodes, bootnodes.
 
     Args:
