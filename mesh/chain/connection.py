@@ -321,9 +321,8 @@ class Connection:
         """Number of the best block that a node of this chain tells; None when it tells none."""
         try:
             with trio.fail_after(self.config.call_timeout_s):
-                genesis, header = await ask_once(
-                    url, (("chain_getBlockHash", (0,)), ("chain_getHeader", ())), self.config
-                )
+                questions = (("chain_getBlockHash", (0,)), ("chain_getHeader", ()))
+                genesis, header = await ask_once(url, questions, timeout_s=self.config.call_timeout_s)
             if session.unhex(genesis, "genesis hash") == self.genesis and isinstance(header, dict):
                 return session.block_number(header.get("number"))
         except (ChainError, trio.TooSlowError) as error:

@@ -41,8 +41,9 @@ async def subscribe(
     Never returns. Raises ChainUnavailable when the connection cannot be made or ends, RpcRefused when the node
     refuses, ChainError when it speaks no JSON-RPC, and the ChainError that `tell` raises.
     """
-    async with _opened(url, config) as websocket:
-        ident = await _ask(websocket, 1, method, params, config)
+    timeout_s = config.call_timeout_s
+    async with _opened(url, timeout_s=timeout_s, max_message_bytes=MAX_MESSAGE_BYTES) as websocket:
+        ident = await _ask(websocket, 1, method, params, timeout_s=timeout_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_ping, websocket, config)
             while True:
@@ -54,23 +55,32 @@ async def subscribe(
 
 
 async def ask_once(
-    url: str, questions: Sequence[tuple[str, Sequence[object]]], config: SocketConfig
+    url: str,
+    questions: Sequence[tuple[str, Sequence[object]]],
+    *,
+    timeout_s: float,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> tuple[object, ...]:
-    """A few questions, one after the other, over a connection that ends then. Raises as `subscribe`."""
-    async with _opened(url, config) as websocket:
+    """A few questions, one after the other, over a connection that ends then; each may take `timeout_s`, and so may
+    connecting. Raises as `subscribe`."""
+    async with _opened(url, timeout_s=timeout_s, max_message_bytes=max_message_bytes) as websocket:
         numbered = enumerate(questions, 1)
-        return tuple([await _ask(websocket, i, method, params, config) for i, (method, params) in numbered])
+        return tuple(
+            [await _ask(websocket, i, method, params, timeout_s=timeout_s) for i, (method, params) in numbered]
+        )
 
 
 @contextlib.asynccontextmanager
-async def _opened(url: str, config: SocketConfig) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+async def _opened(
+    url: str, *, timeout_s: float, max_message_bytes: int
+) -> AsyncIterator[trio_websocket.WebSocketConnection]:
     ended: BaseException | None = None
     try:
         async with trio_websocket.open_websocket_url(
             url,
-            connect_timeout=config.call_timeout_s,
+            connect_timeout=timeout_s,
             disconnect_timeout=_DISCONNECT_S,
-            max_message_size=MAX_MESSAGE_BYTES,
+            max_message_size=max_message_bytes,
             message_queue_size=_PENDING_MESSAGES,
         ) as websocket:
             yield websocket
@@ -94,10 +104,11 @@ async def _ask(
     ident: int,
     method: str,
     params: Sequence[object],
-    config: SocketConfig,
+    *,
+    timeout_s: float,
 ) -> object:
     await websocket.send_message(json.dumps({"jsonrpc": "2.0", "id": ident, "method": method, "params": list(params)}))
-    with trio.fail_after(config.call_timeout_s):
+    with trio.fail_after(timeout_s):
         for _ in range(MAX_STRAY_MESSAGES):
             reply = _parse(await websocket.get_message())
             if reply.get("id") != ident:

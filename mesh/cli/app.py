@@ -93,8 +93,8 @@ _GROUPS: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
         "epoch",
         "Epochs of a subnet: watch one, check one afterwards.",
         {
-            "watch": ("epoch:watch", "Follow a subnet's epochs block by block."),
-            "replay": ("epoch:replay", "Recompute a proposal's scores from its evidence."),
+            "watch": ("watch:watch", "Follow a subnet's epochs block by block."),
+            "replay": ("replay:replay", "Recompute a proposal's scores from its evidence."),
         },
     ),
     (

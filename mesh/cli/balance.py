@@ -30,7 +30,7 @@ def balance(
         "free": has.free_planck,
         "staked": sum(each.stake_planck for each in has.stakes),
         "delegated": sum(each.worth_planck for each in has.delegations),
-        "cooling": sum(each.amount_planck for each in has.unbondings),
+        "cooling": sum(each.amount_planck for each in has.unbondings) - has.claimable_planck,
         "claimable": has.claimable_planck,
         "swapping": sum(each.balance_planck for each in has.swaps),
         "delegate_account": has.delegate_account_planck,

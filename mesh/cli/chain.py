@@ -196,31 +196,21 @@ def _ask(options: ChainOptions | None, method: str, *params: Any) -> Any:
 
 
 async def _exchange(urls: Sequence[str], timeout_s: float, method: str, params: Sequence[Any]) -> Any:
-    from trio_websocket import ConnectionClosed, ConnectionTimeout, HandshakeError, open_websocket_url
-
+    from mesh.chain.session import RpcRefused
+    from mesh.chain.subscription import ask_once
     from mesh.devchain.snapshot import MAX_SNAPSHOT_BYTES
 
-    failure: Exception | None = None
+    failure: ChainUnavailable | None = None
     for url in urls:
         try:
-            with trio.fail_after(timeout_s):
-                async with open_websocket_url(url, max_message_size=2 * MAX_SNAPSHOT_BYTES + 1024) as socket:
-                    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-                    await socket.send_message(jsonlib.dumps(body))
-                    return _result(await socket.get_message())
-        except (OSError, ConnectionClosed, ConnectionTimeout, HandshakeError, trio.TooSlowError) as error:
+            room = 2 * MAX_SNAPSHOT_BYTES + 1024  # in hexadecimal
+            (answer,) = await ask_once(url, [(method, params)], timeout_s=timeout_s, max_message_bytes=room)
+        except RpcRefused as error:
+            raise ChainError(f"the chain refused: {error.message:.300}") from error
+        except ChainUnavailable as error:
             failure = error
+        else:
+            return answer
     raise ChainUnavailable(
         f"no chain answers at {', '.join(urls)}: start one with `mesh-chain --dev-rpc`, or give --chain-url"
     ) from failure
-
-
-def _result(message: str | bytes) -> Any:
-    reply = _json(message.decode(errors="replace") if isinstance(message, bytes) else message)
-    if not isinstance(reply, dict) or reply.get("id") != 1:
-        raise ChainError("the chain answered with what is no JSON-RPC")
-    error = reply.get("error")
-    if error is not None:
-        said = error.get("message") if isinstance(error, dict) else error
-        raise ChainError(f"the chain refused: {said!s:.300}")
-    return reply.get("result")

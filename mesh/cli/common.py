@@ -332,7 +332,7 @@ async def _say_that_it_waits(options: ChainOptions) -> None:
 
 
 def read_chain(options: ChainOptions | None, reading: Callable[[SubstrateChain], Awaitable[T]]) -> T:
-    """What `reading` makes of the chain, for commands that only look; a signal ends the command (exit code 130)."""
+    """What `reading` makes of the chain, for commands that only look. A signal ends the command, and says so."""
     found: list[T] = []
 
     async def run() -> None:

@@ -5,6 +5,7 @@ Every command means a subnet's own pool, or with --node-id the pool of one node 
 
 from __future__ import annotations
 
+import enum
 import json as jsonlib
 from functools import partial
 from typing import TYPE_CHECKING
@@ -63,10 +64,10 @@ def remove(
         all: All shares.
         node_id: The pool of this node instead of the subnet's.
     """
-    chosen = _choice(amount, shares, all)
+    chosen = _choice(amount, shares, everything=all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        pool = await find_pool(chain, subnet_id, node_id, gone=True)
+        pool = await find_pool(chain, subnet_id, node_id, of=Of.GONE)
         count, worth = await _shares(chain, signer.account_id, pool, chosen)
         call = calls.undelegate(pool, shares=count)
         does = f"sell {count} shares of {_named(pool)}, worth {worth} now"
@@ -97,10 +98,10 @@ def swap(
         node_id: From the pool of this node.
         to_node_id: To the pool of this node.
     """
-    chosen = _choice(amount, shares, all)
+    chosen = _choice(amount, shares, everything=all)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
-        source = await find_pool(chain, subnet_id, node_id, gone=True)
+        source = await find_pool(chain, subnet_id, node_id, of=Of.GONE)
         target = await find_pool(chain, to_subnet_id, to_node_id)
         if source == target:
             raise CallRefused("source and target are the same pool")
@@ -153,7 +154,7 @@ def transfer(
         all: All shares.
         node_id: The pool of this node instead of the subnet's.
     """
-    chosen, target = _choice(amount, shares, all), receiver(to)
+    chosen, target = _choice(amount, shares, everything=all), receiver(to)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         if target == signer.account_id:
@@ -268,15 +269,24 @@ def show(
 # --- shared -----------------------------------------------------------------------------------------------------
 
 
-async def find_pool(chain: Chain, subnet_id: int, node_id: int | None, *, gone: bool = False) -> PoolKey:
+class Of(enum.Enum):
+    """Whose pool may be meant."""
+
+    PRESENT = "present"
+    """Of a subnet or node that is there."""
+    GONE = "gone"
+    """Also of one that is not there any more: its shares can be sold."""
+
+
+async def find_pool(chain: Chain, subnet_id: int, node_id: int | None, *, of: Of = Of.PRESENT) -> PoolKey:
     """The pool the flags mean: a real subnet id, or a node. Raises ChainError or CallRefused when there is none;
-    with `gone`, pools of what is not there any more are taken by their real id."""
+    with Of.GONE, pools of what is not there any more are taken by their real id."""
     real = subnet_id
-    if not gone or subnet_id < FIRST_SUBNET_ID:
+    if of is Of.PRESENT or subnet_id < FIRST_SUBNET_ID:
         real = await chain.resolve_subnet_id(subnet_id)
     if node_id is None:
         return real
-    if not gone and await chain.storage("Network", "SubnetNodeIdHotkey", real, node_id) is None:
+    if of is Of.PRESENT and await chain.storage("Network", "SubnetNodeIdHotkey", real, node_id) is None:
         raise CallRefused(f"subnet {subnet_id} has no node {node_id}: see `mesh node list --subnet-id {subnet_id}`")
     return NodeRef(real, node_id)
 
@@ -285,7 +295,7 @@ def _named(pool: PoolKey) -> str:
     return f"subnet {pool}" if isinstance(pool, int) else f"node {pool.node_id} of subnet {pool.subnet_id}"
 
 
-def _choice(amount: str | None, shares: int | None, everything: bool) -> tuple[int | None, int | None]:
+def _choice(amount: str | None, shares: int | None, *, everything: bool) -> tuple[int | None, int | None]:
     """(planck, shares), both None for everything. Raises ConfigError unless exactly one is chosen."""
     if (amount is not None) + (shares is not None) + everything != 1:
         raise ConfigError("say how much: one of --amount AMOUNT, --shares N or --all")

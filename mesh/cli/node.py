@@ -25,7 +25,7 @@ NOBODY = "none"
 """Written for an optional value that is to be dropped."""
 
 
-def list_nodes(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = None) -> None:
+def list_nodes(subnet_id: int, *, json: bool = False, chain: ChainOptions | None = None) -> None:
     """List the nodes of a subnet.
 
     Args:

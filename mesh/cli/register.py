@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,36 +217,27 @@ def register_node(
         address: Where the running node answers, /ip4/…/tcp/…; it is called before anything is signed.
         force: Register although it does not answer.
     """
-    peers: dict[str, PeerID | None] = {
-        "peer": PeerID.parse(peer_id) if peer_id else None,
-        "bootnode": PeerID.parse(bootnode_peer_id) if bootnode_peer_id else None,
-        "client": PeerID.parse(client_peer_id) if client_peer_id else None,
-    }
+    said = {"peer": peer_id, "bootnode": bootnode_peer_id, "client": client_peer_id}
+    peers = {name: PeerID.parse(text) for name, text in said.items() if text}
     account = parse_address(hotkey) if hotkey else None
     if keys_dir is not None:
         require_keys_dir(keys_dir)
-        for name, file in PEER_FILES.items():
-            if peers[name] is None and (name == "peer" or (keys_dir / file).exists()):
-                peers[name] = load_peer_key(keys_dir / file).peer_id
+        peers |= _peers_in(keys_dir, given=peers)
         account = account or account_in(keys_dir / HOTKEY_FILE)
-    if peers["peer"] is None or account is None:
+    if "peer" not in peers or account is None:
         raise ConfigError("a node needs --keys-dir (see `keygen --keys-dir`), or --hotkey and --peer_id")
     terms = staking.NodeTerms(
         hotkey=account,
         peer_id=peers["peer"],
-        bootnode_peer_id=peers["bootnode"],
-        client_peer_id=peers["client"],
+        bootnode_peer_id=peers.get("bootnode"),
+        client_peer_id=peers.get("client"),
         stake_planck=planck(stake_to_be_added, name="stake-to-be-added"),
         delegate_reward_rate=share(delegate_reward_rate, name="delegate-reward-rate"),
         max_burn_planck=planck(max_burn_amount, name="max-burn-amount"),
-    )
-    terms = replace(
-        terms,
         bootnode=PeerInfo.parse(bootnode) if bootnode else None,
         unique=unique.encode() if unique else None,
         non_unique=non_unique.encode() if non_unique else None,
     )
-
     where = PeerInfo.parse(f"{address.partition('/p2p/')[0]}/p2p/{peers['peer']}") if address else None
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
@@ -262,25 +252,37 @@ def register_node(
         step = Step(does, Call("register_subnet_node", staking.node_args(real, terms)), terms.stake_planck)
 
         async def after(chain: SubstrateChain, receipts: Sequence[Receipt]) -> Outcome:
-            node_id = staking.node_id_of(receipts[-1])
-            keys = keys_dir or Path("YOUR_KEYS")
             urls = (options or ActOptions()).chain.chain_url
-            return Outcome(
-                (
-                    f"node {node_id} is registered in subnet {subnet_id} with peer id {terms.peer_id}",
-                    "run it with:",
-                    f"  mesh-server SUBNET --subnet_id {subnet_id} --subnet_node_id {node_id} "
-                    f"--identity_path {keys / PEER_FILES['peer']} --hotkey-file {keys / HOTKEY_FILE} "
-                    f"--host_maddrs /ip4/0.0.0.0/tcp/31330" + "".join(f" --chain-url {url}" for url in urls),
-                    f"its hotkey {checksum_address(account)} must hold a fee before it votes; if it is empty:",
-                    f"  mesh transfer --to {checksum_address(account)} --amount 1",
-                ),
-                {"node_id": node_id, "peer_id": str(terms.peer_id)},
-            )
+            return _node_registered(staking.node_id_of(receipts[-1]), terms, subnet_id, keys_dir=keys_dir, urls=urls)
 
         return Plan((step,), (*missing, *warnings), after=after)
 
     act(options, plan)
+
+
+def _peers_in(keys_dir: Path, *, given: Collection[str]) -> dict[str, PeerID]:
+    """PeerIDs of a folder made by `keygen --keys-dir`, but for those given; the node's own must be there."""
+    files = {name: keys_dir / file for name, file in PEER_FILES.items() if name not in given}
+    return {name: load_peer_key(file).peer_id for name, file in files.items() if name == "peer" or file.exists()}
+
+
+def _node_registered(
+    node_id: int, terms: staking.NodeTerms, subnet_id: int, *, keys_dir: Path | None, urls: Sequence[str]
+) -> Outcome:
+    """That it is, and what to type next."""
+    keys, hotkey = keys_dir or Path("YOUR_KEYS"), checksum_address(terms.hotkey)
+    return Outcome(
+        (
+            f"node {node_id} is registered in subnet {subnet_id} with peer id {terms.peer_id}",
+            "run it with:",
+            f"  mesh-server SUBNET --subnet_id {subnet_id} --subnet_node_id {node_id} "
+            f"--identity_path {keys / PEER_FILES['peer']} --hotkey-file {keys / HOTKEY_FILE} "
+            f"--host_maddrs /ip4/0.0.0.0/tcp/31330" + "".join(f" --chain-url {url}" for url in urls),
+            f"its hotkey {hotkey} must hold a fee before it votes; if it is empty:",
+            f"  mesh transfer --to {hotkey} --amount 1",
+        ),
+        {"node_id": node_id, "peer_id": str(terms.peer_id)},
+    )
 
 
 def activate_node(

@@ -33,8 +33,9 @@ def list_subnets(*, json: bool = False, chain: ChainOptions | None = None) -> No
     """
 
     async def read(client: Chain) -> list[dict[str, object]]:
-        ids = [keys[0] for keys, _ in await client.storage_map("Network", "SubnetsData")]
-        return [await _facts(client, require_number(each, "subnet id")) for each in ids]
+        at = (await client.head()).hash
+        ids = [keys[0] for keys, _ in await client.storage_map("Network", "SubnetsData", at=at)]
+        return [await _facts(client, require_number(each, "subnet id"), at=at) for each in ids]
 
     rows = read_chain(chain, read)
     if json:
@@ -57,7 +58,7 @@ def list_subnets(*, json: bool = False, chain: ChainOptions | None = None) -> No
     )
 
 
-def show(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = None) -> None:
+def show(subnet_id: int, *, json: bool = False, chain: ChainOptions | None = None) -> None:
     """Show one subnet: state, owner, limits, nodes, bootnodes.
 
     Args:
@@ -67,7 +68,8 @@ def show(*, subnet_id: int, json: bool = False, chain: ChainOptions | None = Non
 
     async def read(client: Chain) -> dict[str, object]:
         real = await client.resolve_subnet_id(subnet_id)
-        return await _facts(client, real) | await _more_facts(client, real)
+        at = (await client.head()).hash
+        return await _facts(client, real, at=at) | await _more_facts(client, real, at=at)
 
     known = read_chain(chain, read)
     if json:
@@ -362,40 +364,40 @@ def _factors(texts: tuple[str, ...]) -> Mapping[str, int]:
     return found
 
 
-async def _facts(chain: Chain, subnet_id: int) -> dict[str, object]:
+async def _facts(chain: Chain, subnet_id: int, *, at: bytes) -> dict[str, object]:
     """What a list of subnets shows of each."""
-    info = await chain.subnet(subnet_id)
+    info = await chain.subnet(subnet_id, at)
     return {
         "subnet_id": subnet_id,
         "friendly_id": info.friendly_id,
         "name": info.name,
         "state": info.state.name.title(),
-        "nodes": await _stored(chain, "TotalActiveSubnetNodes", subnet_id),
-        "delegated_planck": str(await _stored(chain, "TotalSubnetDelegateStakeBalance", subnet_id)),
+        "nodes": await _stored(chain, "TotalActiveSubnetNodes", subnet_id, at=at),
+        "delegated_planck": str(await _stored(chain, "TotalSubnetDelegateStakeBalance", subnet_id, at=at)),
     }
 
 
-async def _more_facts(chain: Chain, subnet_id: int) -> dict[str, object]:
+async def _more_facts(chain: Chain, subnet_id: int, *, at: bytes) -> dict[str, object]:
     """What one subnet is shown with besides."""
-    info = await chain.subnet(subnet_id)
+    info = await chain.subnet(subnet_id, at)
     return {
         "owner": None if info.owner is None else checksum_address(info.owner),
         "slot": info.slot,
         "start_epoch": None if info.state is SubnetState.REGISTERED else info.start_epoch,
         "min_stake_planck": str(info.min_stake_planck),
         "max_stake_planck": str(info.max_stake_planck),
-        "staked_planck": str(await _stored(chain, "TotalSubnetStake", subnet_id)),
-        "delegate_share": await _stored(chain, "SubnetDelegateStakeRewardsPercentage", subnet_id) / ONE,
-        "validators": await _stored(chain, "TotalSubnetElectableNodes", subnet_id),
-        "reputation": await _stored(chain, "SubnetReputation", subnet_id) / ONE,
-        "churn_limit": await _stored(chain, "ChurnLimit", subnet_id),
-        "queue_epochs": await _stored(chain, "SubnetNodeQueueEpochs", subnet_id),
-        "idle_classification_epochs": await _stored(chain, "IdleClassificationEpochs", subnet_id),
-        "included_classification_epochs": await _stored(chain, "IncludedClassificationEpochs", subnet_id),
-        "max_registered_nodes": await _stored(chain, "MaxRegisteredNodes", subnet_id),
+        "staked_planck": str(await _stored(chain, "TotalSubnetStake", subnet_id, at=at)),
+        "delegate_share": await _stored(chain, "SubnetDelegateStakeRewardsPercentage", subnet_id, at=at) / ONE,
+        "validators": await _stored(chain, "TotalSubnetElectableNodes", subnet_id, at=at),
+        "reputation": await _stored(chain, "SubnetReputation", subnet_id, at=at) / ONE,
+        "churn_limit": await _stored(chain, "ChurnLimit", subnet_id, at=at),
+        "queue_epochs": await _stored(chain, "SubnetNodeQueueEpochs", subnet_id, at=at),
+        "idle_classification_epochs": await _stored(chain, "IdleClassificationEpochs", subnet_id, at=at),
+        "included_classification_epochs": await _stored(chain, "IncludedClassificationEpochs", subnet_id, at=at),
+        "max_registered_nodes": await _stored(chain, "MaxRegisteredNodes", subnet_id, at=at),
         "bootnodes": [text for peer in await chain.bootnodes(subnet_id) for text in peer.multiaddrs()],
     }
 
 
-async def _stored(chain: Chain, item: str, subnet_id: int) -> int:
-    return require_number(await chain.storage("Network", item, subnet_id), item)
+async def _stored(chain: Chain, item: str, subnet_id: int, *, at: bytes) -> int:
+    return require_number(await chain.storage("Network", item, subnet_id, at=at), item)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import trio
 
 from mesh.consensus.attesting import Attestor
@@ -31,6 +33,8 @@ class Teller:
         self._ready: dict[int, Settlement] = {}
         self._told = -1
         self._missed_checked: int | None = None
+        self._unread = 0
+        self._is_read = False
 
     async def resettle(self, epoch: int) -> None:
         """Tell the subnet again what was settled shortly before this run, as far as the blobs can still be had."""
@@ -72,19 +76,26 @@ class Teller:
                 self._emit(settlement)
 
     def _emit(self, settlement: Settlement) -> None:
+        waits = self._send.statistics()
+        self._is_read |= bool(waits.tasks_waiting_receive) or waits.current_buffer_used < self._unread
+        self._unread = waits.current_buffer_used
         while True:
             try:
                 self._send.send_nowait(settlement)
+                self._unread += 1
                 return
             except trio.WouldBlock:
                 try:
                     if self._receiver is None:
                         raise trio.WouldBlock
                     dropped = self._receiver.receive_nowait()
+                    self._unread -= 1
                 except (trio.WouldBlock, trio.ClosedResourceError):
                     log.warning("epoch %d: nobody reads settlements; dropped", settlement.evidence.epoch)
                     return
-                log.warning("epoch %d: its settlement was not read in time and is dropped", dropped.evidence.epoch)
+                # a subnet that never asks for settlements has nothing to be warned of
+                level = logging.WARNING if self._is_read else logging.DEBUG
+                log.log(level, "epoch %d: its settlement was not read in time and is dropped", dropped.evidence.epoch)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # the subnet has ended; so will the node
 

@@ -139,7 +139,7 @@ class DevChain:
             elif stored.hash != genesis.hash:
                 raise ConfigError(
                     f"{config.data_dir} holds a dev chain with another genesis (other funds, epoch length, genesis "
-                    "file or version): choose another data directory or delete it"
+                    "file or version): choose another data directory (--data-dir) or delete it"
                 )
             best = self.store.latest()
             assert best is not None  # genesis is there

@@ -79,8 +79,9 @@ class Pool:
         `Refused` by the bounds, by a nonce too far ahead, when a waiting extrinsic of the same nonce tips as much, or
         when the account cannot pay for all its extrinsics up to this one.
 
-        A full pool still takes what the next block could: extrinsics behind a gap in their account's nonces make room,
-        the latest first. They may never be ready, and nobody pays for their waiting.
+        A full pool still takes what the next block could. Extrinsics behind a gap in their account's nonces make room
+        first, for they may never be ready, and nobody pays for their waiting; then those that tip less. Or whoever
+        fills the pool anew after each block, for next to nothing, would keep everybody out.
         """
         nonce = nonce_of(ext.signer)
         waiting = self._by_account.get(ext.signer, {})
@@ -116,12 +117,14 @@ class Pool:
             return going
         if ext.nonce <= self.next_nonce(ext.signer, nonce_of(ext.signer)):
             ready = {each.hash for each in self.ready(nonce_of)}
-            for each in reversed(self._by_hash.values()):  # they stand in the order of their arrival
+            others = [each for each in reversed(self._by_hash.values()) if each.signer != ext.signer]  # latest first
+            blocked = [each for each in others if each.hash not in ready]
+            cheaper = [each for each in others if each.hash in ready and each.tip_planck < ext.tip_planck]
+            for each in [*blocked, *sorted(cheaper, key=lambda each: each.tip_planck)]:
                 if over <= 0 and over_bytes <= 0:
                     break
-                if each.hash not in ready and each.signer != ext.signer:
-                    going.append(each)
-                    over, over_bytes = over - 1, over_bytes - len(each.raw)
+                going.append(each)
+                over, over_bytes = over - 1, over_bytes - len(each.raw)
         if over > 0 or over_bytes > 0:
             raise Refused(1016, "Immediately Dropped", "The transaction couldn't enter the pool because of the limit")
         return going

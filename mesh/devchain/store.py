@@ -287,6 +287,6 @@ def _lock(path: Path) -> int:
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(
-            f"another dev chain runs in {path.parent}: stop it or choose another data directory"
+            f"another dev chain runs in {path.parent}: stop it or choose another data directory (--data-dir)"
         ) from None
     return handle

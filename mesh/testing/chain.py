@@ -8,9 +8,10 @@ Same errors by name, same epochs, elections by a seeded rng, and the same answer
 - payout of an epoch in consensus (at least 66 % of the validators attested): EMISSION_PLANCK by score to the nodes'
   stakes, and BASE_REWARD_PLANCK to the proposer's, without time factors, delegators or an owner's share. Out of
   consensus: nobody is paid and the proposer is slashed as in the pallet. Both round down.
-- reputation falls by a tenth when a proposal in consensus leaves a node out, and when at least 87.5 % attested and a
-  validator did not; by a twentieth when an elected node does not propose; for a proposal out of consensus by up to a
-  tenth for each attestor and a twentieth more for the proposer. It never rises; below a tenth a node is removed.
+- reputation falls by a tenth when a proposal in consensus pays others and leaves a node out, and when it pays a
+  validator that is not among the 87.5 % or more who attested; by a twentieth when an elected node does not propose; for
+  a proposal out of consensus by up to a tenth for each attestor and a twentieth more for the proposer. It never rises;
+  below a tenth a node is removed.
 - later nodes become Idle, Included and Validator after one, two and two epochs, without churn limits.
 - delegate stake is a plain balance (a share is a planck); what is unbonded can be claimed an epoch later.
 """
@@ -319,23 +320,23 @@ class Ledger:
         total = sum(score.score for score in submission.scores)
         if submission.proposer_node_id in subnet.nodes:
             self._mint(subnet, submission.proposer_node_id, BASE_REWARD_PLANCK, "proposer_reward")
+        if not total:
+            return  # agreed to pay nobody but the proposer
         scored = {score.node_id: score.score for score in submission.scores}
         rewards: list[tuple[int, int]] = []
         for node_id in sorted(subnet.nodes):
             node = subnet.nodes[node_id]
             if node.node_class < NodeClass.INCLUDED or node.start_epoch > epoch:
                 continue
-            is_validator = node.node_class is NodeClass.VALIDATOR
             if node_id not in scored:
                 self._punish(subnet, node_id, LEFT_OUT)
-            elif is_validator and total:
+            elif node.node_class is NodeClass.VALIDATOR:
                 reward = EMISSION_PLANCK * scored[node_id] // total
                 self._mint(subnet, node_id, reward, "node_rewards")
                 rewards.append((node_id, reward))
-            if is_validator and node_id not in submission.attests and ratio >= SUPER_MAJORITY:
-                self._punish(subnet, node_id, NOT_ATTESTED)
-        if total:
-            self._emit("SubnetRewards", subnet_id=subnet.info.subnet_id, node_rewards=rewards)
+                if node_id not in submission.attests and ratio >= SUPER_MAJORITY:
+                    self._punish(subnet, node_id, NOT_ATTESTED)
+        self._emit("SubnetRewards", subnet_id=subnet.info.subnet_id, node_rewards=rewards)
 
     def _reject(self, subnet: _Subnet, submission: Submission, ratio: int) -> None:
         """Too few attested: the proposer is slashed, and it and its attestors lose reputation, by the shortfall."""

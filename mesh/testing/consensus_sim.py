@@ -381,12 +381,13 @@ class Epoch:
         scores = {score.node_id: score.score for score in self.submission.scores}
         if node_id == self.proposer:
             stake += BASE_REWARD_PLANCK
-        if node_id not in scores:
+        total = sum(scores.values())
+        if total and node_id not in scores:
             lower(LEFT_OUT)
-        elif total := sum(scores.values()):
+        elif total:
             stake += EMISSION_PLANCK * scores[node_id] // total
-        if not attested and self.ratio >= SUPER_MAJORITY:
-            lower(NOT_ATTESTED)
+            if not attested and self.ratio >= SUPER_MAJORITY:
+                lower(NOT_ATTESTED)
         return stake, reputation
 
 

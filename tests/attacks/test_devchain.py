@@ -70,6 +70,22 @@ def test_what_may_never_be_ready_keeps_nobody_out_of_the_pool() -> None:
     assert len(chain.new_block().extrinsics) == 1 + 2
 
 
+def test_who_tips_more_gets_into_a_full_pool() -> None:
+    """A pool's worth of extrinsics costs next to nothing: whoever refills it at each block must not have it alone."""
+    chain = DevChain(DevChainConfig(fund=FUND, pool=PoolConfig(max_extrinsics=3)))
+    told: list[tuple[int, str]] = []
+    for nonce, tip in enumerate((5, 1, 1)):
+        raw = BOB.sign(chain, "System", "remark", nonce=nonce, tip_planck=tip, remark=b"")
+        chain.watch(chain.submit(raw).hash, lambda status, _, nonce=nonce: told.append((nonce, status)))  # type: ignore[misc]
+    refused(chain, ALICE.sign(chain, "System", "remark", tip_planck=1, remark=b""), 1016, "Immediately Dropped")
+    chain.submit(ALICE.sign(chain, "System", "remark", tip_planck=2, remark=b""))
+    assert told == [(2, "dropped")]
+    refused(
+        chain, ALICE.sign(chain, "System", "remark", nonce=2, tip_planck=9, remark=b""), 1016, "Dropped"
+    )  # not ready
+    assert len(chain.new_block().extrinsics) == 1 + 3
+
+
 def test_the_pool_is_bounded_in_bytes() -> None:
     """Or a few accounts could make it hold gigabytes, for the price of one block."""
     chain = DevChain(DevChainConfig(fund=FUND, pool=PoolConfig(max_bytes=1024, max_per_account=64)))
@@ -118,6 +134,50 @@ def test_an_event_that_cannot_be_written_fails_its_call_and_not_the_block(chain:
         },
     )
     planck_adds_up(chain)
+
+
+def test_what_is_staked_by_hand_is_booked_so_that_a_slash_finds_it(chain: DevChain) -> None:
+    """A hook that wants to burn planck that nobody put in would end the chain."""
+    who = BOB.address
+    swap = {"SwapToSubnetDelegateStake": {"account_id": who, "to_subnet_id": 1, "balance": 5}}
+    item = {"id": 9, "call": swap, "queued_at_block": 0, "execute_after_blocks": 10**6}
+    values = [
+        (storage.AccountSubnetStake, (who, 1), 100),
+        (storage.AccountOverwatchStake, (who,), 20),
+        (storage.StakeUnbondingLedger, (who,), {7: 1, 8: 2}),
+        (storage.SwapCallQueue, (9,), item),
+        (storage.TotalStake, (), 10**6),  # a total holds nothing
+    ]
+    chain.set_storage({item.key(*keys): item.value.encode(value) for item, keys, value in values})
+    assert chain.get(books.HELD) == 100 + 20 + 3 + 5
+    planck_adds_up(chain)
+    chain.set_storage({storage.AccountSubnetStake.key(who, 1): storage.AccountSubnetStake.value.encode(30)})
+    chain.set_storage({storage.StakeUnbondingLedger.key(who): None})
+    assert chain.get(books.HELD) == 30 + 20 + 5
+    planck_adds_up(chain)
+
+
+def test_a_long_epoch_is_not_tried_to_its_end() -> None:
+    chain = DevChain(DevChainConfig(fund=FUND, epoch_length=5_000_000))
+    chain.set_storage({storage.TotalNodes.key(): storage.TotalNodes.value.encode(1)})
+    assert chain.best.number == 1
+
+
+def test_no_call_fails_with_an_error_that_the_pallet_does_not_declare() -> None:
+    """One that is not declared has no index, and its extrinsic could be in no block."""
+    declared = set(ERRORS)
+    package = Path(overwatch.__file__).parent
+    named: set[str] = set()
+    for path in package.glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("Dispatch", "Limit"):
+                first = call.args[0]
+                named |= {first.value} if isinstance(first, ast.Constant) else set()
+    named |= {limit.error for setting in owner.SETTINGS for limit in setting.limits}
+    named |= {text.error for text in owner.TEXTS if text.error}
+    named |= {error for role in peers.Role for error in (role.invalid, role.taken)}
+    assert len(named) > 90
+    assert named <= declared, named - declared
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
@@ -187,25 +247,27 @@ async def test_no_request_ends_the_connection_by_what_it_asks() -> None:
         assert await client.get("system_chain") == "mesh dev chain"
 
 
-def test_what_is_staked_by_hand_is_booked_so_that_a_slash_finds_it(chain: DevChain) -> None:
-    """A hook that wants to burn planck that nobody put in would end the chain."""
-    who = BOB.address
-    swap = {"SwapToSubnetDelegateStake": {"account_id": who, "to_subnet_id": 1, "balance": 5}}
-    item = {"id": 9, "call": swap, "queued_at_block": 0, "execute_after_blocks": 10**6}
-    values = [
-        (storage.AccountSubnetStake, (who, 1), 100),
-        (storage.AccountOverwatchStake, (who,), 20),
-        (storage.StakeUnbondingLedger, (who,), {7: 1, 8: 2}),
-        (storage.SwapCallQueue, (9,), item),
-        (storage.TotalStake, (), 10**6),  # a total holds nothing
-    ]
-    chain.set_storage({item.key(*keys): item.value.encode(value) for item, keys, value in values})
-    assert chain.get(books.HELD) == 100 + 20 + 3 + 5
-    planck_adds_up(chain)
-    chain.set_storage({storage.AccountSubnetStake.key(who, 1): storage.AccountSubnetStake.value.encode(30)})
-    chain.set_storage({storage.StakeUnbondingLedger.key(who): None})
-    assert chain.get(books.HELD) == 30 + 20 + 5
-    planck_adds_up(chain)
+async def test_the_keys_that_a_connection_watches_are_bounded_and_given_back() -> None:
+    limits = ServerConfig(max_watched_keys=5)
+    async with running(server=limits) as (_, url), bare(url) as client:
+        three = ["0x" + bytes([n]).hex() for n in range(3)]
+        ident = await client.get("state_subscribeStorage", three)
+        assert await client.code("state_subscribeStorage", three) == -32006
+        assert await client.get("state_unsubscribeStorage", ident) is True
+        await client.get("state_subscribeStorage", three * 9)
+
+
+async def test_an_answer_that_json_would_blow_up_is_refused() -> None:
+    """An array of numbers takes twenty times its bytes of memory until it is sent."""
+    limits = ServerConfig(max_outgoing_bytes=1024 * 1024)
+    async with running(server=limits) as (chain, url), bare(url) as client:
+        zero = {**storage.SubnetsData.value.zero(), "description": bytes(200_000)}
+        chain.set_storage({storage.SubnetsData.key(1): storage.SubnetsData.value.encode(zero)})
+        assert await client.code("network_getSubnetInfo", 1) == 1
+        assert len(await client.get("state_call", "NetworkRuntimeApi_get_subnet_info", "0x01000000")) > 400_000
+
+
+# --- what it starts from ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,7 +299,51 @@ def test_no_factor_of_a_genesis_file_ends_the_chain(genesis: dict[str, int]) -> 
     assert stake.held(net.ctx()) == net.get(books.HELD)
 
 
-# --- the money of the Network pallet ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epoch_length": 2**40}, "epoch_length"),
+        ({"fund": {"0x" + "ab" * 20: 1, "0x" + "AB" * 20: 2}}, "twice"),
+        ({"fund": {f"0x{place:040x}": 2**126 for place in range(2)}}, "all together"),
+    ],
+)
+def test_a_configuration_that_cannot_be_a_chain_is_refused_before_it_is_one(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DevChainConfig(**settings)
+
+
+@pytest.mark.parametrize("item", [balances.TOTAL_ISSUANCE, books.HELD])
+def test_a_snapshot_whose_books_do_not_fit_its_balances_is_refused(chain: DevChain, item: StorageItem) -> None:
+    """With no issuance no fee can be taken, with nothing held no slash: the chain would stop at the first."""
+    chain.set_storage({storage.AccountSubnetStake.key(BOB.address, 1): storage.AccountSubnetStake.value.encode(30)})
+    before = chain.best
+    content = snapshot._body.decode_all(snapshot.check_digest(chain.snapshot()))
+    state = {**dict(content["state"]), item.key(): item.value.encode(chain.get(item) - 1)}
+    last = content["blocks"][-1]
+    header = {**last["header"], "state_root": root_of(state.items())}
+    blocks = [*content["blocks"][:-1], {**last, "header": header}]
+    body = snapshot._body.encode({**content, "blocks": blocks, "state": sorted(state.items())})
+    with pytest.raises(ConfigError, match="not what its books say"):
+        chain.restore(sealed(body))
+    assert chain.best is before
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "0x" + "9" * 5000])
+def test_a_number_of_endless_digits_in_a_genesis_file(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "genesis.toml"
+    path.write_text(f"[fund]\n{ALICE.hex} = {number}\n")
+    with pytest.raises(ConfigError, match="too many digits"):
+        read_genesis(path)
+
+
+def test_a_genesis_after_which_no_block_could_come_is_refused() -> None:
+    with pytest.raises(ConfigError, match="could not make block 1"):
+        DevChain(DevChainConfig(network_genesis={"SwapQueueOrder": [1]}))
+
+
+# --- the Network pallet -----------------------------------------------------------------------------------------------
 
 
 def test_the_reward_of_a_node_that_left_goes_to_nobody_who_took_its_hotkey() -> None:
@@ -279,43 +385,6 @@ def test_who_had_nodes_in_a_subnet_that_is_gone_has_none_active() -> None:
         assert (standing["total_active_nodes"], standing["lifetime_node_count"]) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"epoch_length": 2**40}, "epoch_length"),
-        ({"fund": {"0x" + "ab" * 20: 1, "0x" + "AB" * 20: 2}}, "twice"),
-        ({"fund": {f"0x{place:040x}": 2**126 for place in range(2)}}, "all together"),
-    ],
-)
-def test_a_configuration_that_cannot_be_a_chain_is_refused_before_it_is_one(
-    settings: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(ValidationError, match=says):
-        DevChainConfig(**settings)
-
-
-def test_a_long_epoch_is_not_tried_to_its_end() -> None:
-    chain = DevChain(DevChainConfig(fund=FUND, epoch_length=5_000_000))
-    chain.set_storage({storage.TotalNodes.key(): storage.TotalNodes.value.encode(1)})
-    assert chain.best.number == 1
-
-
-@pytest.mark.parametrize("item", [balances.TOTAL_ISSUANCE, books.HELD])
-def test_a_snapshot_whose_books_do_not_fit_its_balances_is_refused(chain: DevChain, item: StorageItem) -> None:
-    """With no issuance no fee can be taken, with nothing held no slash: the chain would stop at the first."""
-    chain.set_storage({storage.AccountSubnetStake.key(BOB.address, 1): storage.AccountSubnetStake.value.encode(30)})
-    before = chain.best
-    content = snapshot._body.decode_all(snapshot.check_digest(chain.snapshot()))
-    state = {**dict(content["state"]), item.key(): item.value.encode(chain.get(item) - 1)}
-    last = content["blocks"][-1]
-    header = {**last["header"], "state_root": root_of(state.items())}
-    blocks = [*content["blocks"][:-1], {**last, "header": header}]
-    body = snapshot._body.encode({**content, "blocks": blocks, "state": sorted(state.items())})
-    with pytest.raises(ConfigError, match="not what its books say"):
-        chain.restore(sealed(body))
-    assert chain.best is before
-
-
 def test_a_snapshot_is_read_once_however_many_attest() -> None:
     """Decoding all nodes of a submission for each attestation made an epoch of a large subnet longer than an epoch."""
     net = Network()
@@ -336,43 +405,6 @@ def test_a_snapshot_is_read_once_however_many_attest() -> None:
     ]
 
 
-def test_no_call_fails_with_an_error_that_the_pallet_does_not_declare() -> None:
-    """One that is not declared has no index, and its extrinsic could be in no block."""
-    declared = set(ERRORS)
-    package = Path(overwatch.__file__).parent
-    named: set[str] = set()
-    for path in package.glob("*.py"):
-        for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("Dispatch", "Limit"):
-                first = call.args[0]
-                named |= {first.value} if isinstance(first, ast.Constant) else set()
-    named |= {limit.error for setting in owner.SETTINGS for limit in setting.limits}
-    named |= {text.error for text in owner.TEXTS if text.error}
-    named |= {error for role in peers.Role for error in (role.invalid, role.taken)}
-    assert len(named) > 90
-    assert named <= declared, named - declared
-
-
-async def test_the_keys_that_a_connection_watches_are_bounded_and_given_back() -> None:
-    limits = ServerConfig(max_watched_keys=5)
-    async with running(server=limits) as (_, url), bare(url) as client:
-        three = ["0x" + bytes([n]).hex() for n in range(3)]
-        ident = await client.get("state_subscribeStorage", three)
-        assert await client.code("state_subscribeStorage", three) == -32006
-        assert await client.get("state_unsubscribeStorage", ident) is True
-        await client.get("state_subscribeStorage", three * 9)
-
-
-async def test_an_answer_that_json_would_blow_up_is_refused() -> None:
-    """An array of numbers takes twenty times its bytes of memory until it is sent."""
-    limits = ServerConfig(max_outgoing_bytes=1024 * 1024)
-    async with running(server=limits) as (chain, url), bare(url) as client:
-        zero = {**storage.SubnetsData.value.zero(), "description": bytes(200_000)}
-        chain.set_storage({storage.SubnetsData.key(1): storage.SubnetsData.value.encode(zero)})
-        assert await client.code("network_getSubnetInfo", 1) == 1
-        assert len(await client.get("state_call", "NetworkRuntimeApi_get_subnet_info", "0x01000000")) > 400_000
-
-
 def test_a_reveal_without_news_costs_its_fee() -> None:
     net = Network(genesis={"OverwatchMinStakeBalance": 0})
     net.make_active()
@@ -385,16 +417,3 @@ def test_a_reveal_without_news_costs_its_fee() -> None:
     reveals = [{"subnet_id": SUBNET, "weight": 7, "salt": b"salt"}]
     for said, pays in ((reveals, Pays.NO), (reveals, Pays.YES), ([], Pays.YES)):
         assert net.call("reveal_overwatch_subnet_weights", account(1), overwatch_node_id=1, reveals=said) is pays
-
-
-@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "0x" + "9" * 5000])
-def test_a_number_of_endless_digits_in_a_genesis_file(tmp_path: Path, number: str) -> None:
-    path = tmp_path / "genesis.toml"
-    path.write_text(f"[fund]\n{ALICE.hex} = {number}\n")
-    with pytest.raises(ConfigError, match="too many digits"):
-        read_genesis(path)
-
-
-def test_a_genesis_after_which_no_block_could_come_is_refused() -> None:
-    with pytest.raises(ConfigError, match="could not make block 1"):
-        DevChain(DevChainConfig(network_genesis={"SwapQueueOrder": [1]}))

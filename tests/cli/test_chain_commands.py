@@ -91,6 +91,13 @@ def test_refusals_say_what_to_do(chain: Chain, subnet: str) -> None:
         assert len(said) == 1, done.stderr
 
 
+def test_a_subnet_is_shown_by_its_id_alone(chain: Chain, subnet: str) -> None:
+    shown = json.loads(chain.mesh("subnet", "show", "1", "--json").stdout)
+    assert str(shown["subnet_id"]) == subnet
+    assert shown["start_epoch"] is None
+    assert chain.mesh("node", "list", subnet, "--json").returncode == 0
+
+
 def test_what_was_not_done_after_a_refusal_is_said(chain: Chain, subnet: str) -> None:
     done = chain.mesh(
         "register-subnet", "--yes", "--name", "two", "--repo", "two", "--initial_coldkeys", *TRIO,

@@ -32,6 +32,7 @@ def test_keygen_makes_three_identities_once(run: Run) -> None:
     assert "--force" in again.stderr
     assert "Traceback" not in again.stderr
     shown = json.loads(run("keyview", "--path", "a", "--json").stdout)
+    assert json.loads(run("keyview", "a", "--json").stdout) == shown
     assert shown["key"] == {"path": "a", "type": "secp256k1", "peer_id": made["peer"]["peer_id"]}
 
 

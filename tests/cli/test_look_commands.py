@@ -285,6 +285,7 @@ def test_events_are_filtered_by_block_and_name(look: Run, live: Live) -> None:
     nobody = look("chain", "events", "--pallet", "Nobody", "--blocks", "5")
     assert nobody.stdout == ""
     assert "no events Nobody in blocks" in nobody.stderr
+    assert "1 or more" in look("chain", "events", "--blocks", "0").stderr
     assert "turn them around" in look("chain", "events", "--from-block", "2", "--to-block", "1").stderr
     shown = look("chain", "events", "--from-block", "1", "--name", "SubnetRegistered").stdout
     assert "SubnetRegistered" in shown
@@ -467,7 +468,7 @@ def test_the_picture_shows_bars_windows_and_what_was_paid(live: Live) -> None:
     from rich.console import Console
 
     from mesh.chain.reading import read_epoch
-    from mesh.cli.epoch import Seen, picture
+    from mesh.cli.watch import Seen, picture
 
     view = live.do(lambda: read_epoch(live.client, live.subnet_id))
     console = Console(width=120, file=io.StringIO(), force_terminal=False)

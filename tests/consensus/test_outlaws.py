@@ -262,6 +262,7 @@ def test_where_nobody_heard_the_epoch_end_an_empty_proposal_passes_and_nobody_is
     assert epoch.ratio == ONE
     assert scores(epoch) == {}
     assert epoch.gained(1) == BASE_REWARD_PLANCK
+    assert all(epoch.after[n].reputation == ONE for n in range(1, 8))
 
 
 @pytest.mark.parametrize("at", range(16, 36, 2))

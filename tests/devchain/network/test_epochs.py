@@ -154,6 +154,18 @@ def test_an_agreed_empty_proposal_pays_only_its_proposer(chain: Chain) -> None:
     assert "SubnetRewards" not in chain.names()
 
 
+def test_agreed_zeros_for_all_pay_only_the_proposer_and_raise_the_subnet(chain: Chain) -> None:
+    chain.ctx().put(s.SubnetReputation, SUBNET, value=ONE // 2)
+    chain.agree(1, {1: 0, 2: 0, 3: 0}, elect=3)
+    before, owner = held(chain.ctx()), chain.ctx().free_balance(OWNER)
+    chain.to_slot(2)
+    factor = chain.get(s.SubnetConsensusSubmission, SUBNET, 1)["validator_reward_factor"]
+    assert held(chain.ctx()) - before == economics.percent_mul(ONE, factor)
+    assert chain.ctx().free_balance(OWNER) == owner
+    assert chain.get(s.SubnetReputation, SUBNET) == economics.raise_reputation(ONE // 2, 125 * 10**15)
+    assert [reputation(chain, node) for node in (1, 2, 3)] == [ONE, ONE, ONE]
+
+
 def test_zero_scores_earn_nothing_and_cost_nothing(chain: Chain) -> None:
     chain.agree(1, {1: TENSOR, 2: 0, 3: TENSOR}, elect=3)
     chain.to_slot(2)
