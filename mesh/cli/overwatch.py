@@ -144,7 +144,7 @@ def commit(
         does = f"commit overwatch node {node_id} to weights for {len(real)} subnets in overwatch epoch {epoch.epoch}"
         lines = (
             f"committed; reveal between blocks {epoch.reveal_block} and {epoch.end_block - 1}: "
-            f"mesh overwatch reveal --node-id {node_id}",
+            f"mesh overwatch reveal --node-id {node_id}{f' --hotkey-file {hotkey_file}' if hotkey_file else ''}",
         )
         values = {"overwatch_epoch": epoch.epoch, "reveal_block": epoch.reveal_block, "end_block": epoch.end_block}
         return Plan(

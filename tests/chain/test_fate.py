@@ -284,7 +284,7 @@ async def test_an_extrinsic_whose_nonce_another_used_is_lost_once_that_is_final(
 @pytest.mark.parametrize("era", ["open", "over"])
 async def test_what_was_in_a_block_that_is_gone_happens_all_the_same(tmp_path: Path, era: str) -> None:
     """Its journal says that it was included, the chain has it no more, and its caller did not hear of it."""
-    async with scripted(tmp_path, submit_timeout_s=0.2, era_blocks=4) as (node, chain):
+    async with scripted(tmp_path, submit_timeout_s=1.0, era_blocks=4) as (node, chain):
         with pytest.raises(ChainUnavailable):
             await remark(chain)
         journal = Journal.open_locked(tmp_path / "journal", genesis=chain.genesis, account=OWN.account_id)
@@ -330,7 +330,7 @@ async def test_a_node_that_does_not_watch_is_sent_to_plainly(tmp_path: Path) -> 
 
 
 async def test_a_node_that_never_answers_a_submission_ends_it_at_the_deadline(tmp_path: Path) -> None:
-    async with scripted(tmp_path, submit_timeout_s=0.4, call_timeout_s=0.1) as (node, chain):
+    async with scripted(tmp_path, submit_timeout_s=1.5, call_timeout_s=0.7) as (node, chain):
 
         async def silent(websocket: WebSocketConnection, asked: dict[str, Any]) -> None:
             node.sent.append(bytes.fromhex(asked["params"][0][2:]))
