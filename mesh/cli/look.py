@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from mesh.chain.checks import tensor_text
+from mesh.chain.types import ONE
 from mesh.cli.acting import one_line, plain
 from mesh.cli.common import ChainOptions, open_chain, read_chain, run_until_signalled
 from mesh.cli.epoch_text import epoch_lines, epoch_values
@@ -151,7 +152,7 @@ def _validator_values(view: EpochView, node_id: int) -> dict[str, object]:
         "peer_id": None if node is None else str(node.peer_id),
         "hotkey": None if node is None else checksum_address(node.hotkey),
         "stake_planck": None if node is None else str(node.stake_planck),
-        "reputation": None if node is None else str(node.reputation),
+        "reputation": None if node is None else node.reputation / ONE,
         "elected": node_id == view.elected,
         "attested": node_id in view.attested,
     }
