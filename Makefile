@@ -47,8 +47,8 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not npm and not alone'
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not npm and alone'
+	$(BIN)/python -m pytest -n 2 --ignore tests/e2e
+	$(BIN)/python -m pytest tests/e2e
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1800
