@@ -7,6 +7,7 @@ import random
 import shlex
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -435,25 +436,29 @@ def test_what_cannot_be_replayed_is_said(look: Run, live: Live, tmp_path: Path) 
 # --- watching -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextmanager
 def blocks_come(live: Live) -> Iterator[None]:
-    """Blocks until the test is over, all in the epoch that runs."""
-    end = threading.Event()
+    """Blocks while somebody watches, all in the epoch that runs: there are few, and none is made before a watcher is
+    connected, however long that takes it."""
+    end, others = threading.Event(), len(live.dev.listeners)
 
     def make() -> None:
-        while not end.wait(0.03) and live.dev.best.number < live.slot + (NOW + 1) * LENGTH - 1:
-            trio.from_thread.run_sync(live.dev.new_block, trio_token=live.token)
+        while not end.wait(0.1) and live.dev.best.number < live.slot + (NOW + 1) * LENGTH - 1:
+            if len(live.dev.listeners) > others:
+                trio.from_thread.run_sync(live.dev.new_block, trio_token=live.token)
 
     thread = threading.Thread(target=make)
     thread.start()
-    yield
-    end.set()
-    thread.join(10)
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(10)
 
 
-@pytest.mark.usefixtures("blocks_come")
 def test_watching_prints_every_block_once_where_there_is_no_terminal(look: Run, live: Live) -> None:
-    done = look("epoch", "watch", "--subnet-id", "1", "--blocks", "3", "--json")
+    with blocks_come(live):
+        done = look("epoch", "watch", "--subnet-id", "1", "--blocks", "3", "--json")
     seen = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["block"] for line in seen] == list(range(seen[0]["block"], seen[0]["block"] + 3))
     assert {line["epoch"] for line in seen} == {NOW}
@@ -480,7 +485,6 @@ def test_the_picture_shows_bars_windows_and_what_was_paid(live: Live) -> None:
     assert "\x1b" not in text
 
 
-@pytest.mark.usefixtures("blocks_come")
 def test_the_guide_prints_what_it_shows(look: Run, live: Live, tmp_path: Path) -> None:
     (tmp_path / "evidence.blob").write_bytes(live.blobs[AGREED - 1])
     save_peer_key(tmp_path / "node1" / "peer.key", PEERS[0])
@@ -488,6 +492,7 @@ def test_the_guide_prints_what_it_shows(look: Run, live: Live, tmp_path: Path) -
     for command, shown in commands_of(DOCS / "look-at-the-chain.md"):
         words = shlex.split(command, comments=True)
         assert words[0] == "mesh", command
-        done = look(*words[1:])
+        with blocks_come(live) if words[1:3] == ["epoch", "watch"] else nullcontext():
+            done = look(*words[1:])
         assert done.returncode == (1 if words[1] == "doctor" else 0), f"{command}: {done.stderr}"
         assert is_like(shown, done.stdout), f"{command} printed:\n{done.stdout}"
