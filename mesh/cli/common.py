@@ -15,7 +15,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation, localcontext
 from enum import Enum
 from pathlib import Path
@@ -346,6 +346,23 @@ def read_chain(options: ChainOptions | None, reading: Callable[[SubstrateChain],
 def account_meant(address: str | None, coldkey: ColdkeyOptions | None) -> bytes:
     """Whose account a command looks at: that of --address, or the coldkey's. Raises KeyFileError when there is none."""
     return parse_address(address) if address else (coldkey or ColdkeyOptions()).account_id()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Whose:
+    """Which account a command looks at, and how it says what it sees."""
+
+    address: str | None = None
+    "Whose; default is the coldkey's."
+    json: bool = False
+    "Print one JSON object."
+    coldkey: ColdkeyOptions = field(default_factory=ColdkeyOptions)
+    chain: ChainOptions = field(default_factory=ChainOptions)
+
+    def account(self) -> bytes:
+        """Raises KeyFileError when nothing says whose."""
+        return account_meant(self.address, self.coldkey)
 
 
 _MAX_AMOUNT_CHARS = 80

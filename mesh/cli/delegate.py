@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import enum
 import json as jsonlib
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
 
 from mesh.chain import calls
 from mesh.chain.calls import NodeRef, PoolKey
@@ -16,7 +19,7 @@ from mesh.chain.checks import require_at_most, require_some, tensor_text
 from mesh.chain.portfolio import delegate_account_of, pool_of, portfolio, shares_in, swap_queue
 from mesh.chain.types import FIRST_SUBNET_ID
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, amount_or_all, planck, read_chain, receiver
+from mesh.cli.common import Whose, amount_or_all, planck, read_chain, receiver
 from mesh.cli.stake import cooling
 from mesh.cli.tables import table
 from mesh.errors import CallRefused, ConfigError
@@ -25,6 +28,23 @@ from mesh.identity import AccountKey
 if TYPE_CHECKING:
     from mesh.chain.client import Chain
     from mesh.chain.substrate import SubstrateChain
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class HowMuch:
+    """How much of what an account has in a pool: exactly one of the three."""
+
+    amount: str | None = None
+    "How much at the present price: `100`, `100.5 TENSOR` or planck."
+    shares: int | None = None
+    "How many shares instead."
+    all: bool = False
+    "All shares."
+
+    def amount_planck(self) -> int | None:
+        """The amount, where it was said that way. Raises ConfigError."""
+        return None if self.amount is None else planck(self.amount, name="amount")
 
 
 def add(*, subnet_id: int, amount: str, node_id: int | None = None, options: ActOptions | None = None) -> None:
@@ -49,22 +69,17 @@ def add(*, subnet_id: int, amount: str, node_id: int | None = None, options: Act
 def remove(
     *,
     subnet_id: int,
-    amount: str | None = None,
-    shares: int | None = None,
-    all: bool = False,
     node_id: int | None = None,
+    how_much: HowMuch | None = None,
     options: ActOptions | None = None,
 ) -> None:
     """Sell shares of a pool; what they are worth can be claimed after the cooldown (`mesh stake claim`).
 
     Args:
         subnet_id: Friendly or real id, also of a subnet that is gone.
-        amount: How much to take out at the present price.
-        shares: How many shares instead.
-        all: All shares.
         node_id: The pool of this node instead of the subnet's.
     """
-    chosen = _choice(amount, shares, everything=all)
+    chosen = _chosen(how_much)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         pool = await find_pool(chain, subnet_id, node_id, of=Of.GONE)
@@ -80,11 +95,9 @@ def swap(
     *,
     subnet_id: int,
     to_subnet_id: int,
-    amount: str | None = None,
-    shares: int | None = None,
-    all: bool = False,
     node_id: int | None = None,
     to_node_id: int | None = None,
+    how_much: HowMuch | None = None,
     options: ActOptions | None = None,
 ) -> None:
     """Move shares from a pool to another; the chain queues it until the cooldown is over.
@@ -92,13 +105,10 @@ def swap(
     Args:
         subnet_id: From which subnet.
         to_subnet_id: To which subnet.
-        amount: How much at the present price.
-        shares: How many shares instead.
-        all: All shares.
         node_id: From the pool of this node.
         to_node_id: To the pool of this node.
     """
-    chosen = _choice(amount, shares, everything=all)
+    chosen = _chosen(how_much)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         source = await find_pool(chain, subnet_id, node_id, of=Of.GONE)
@@ -138,10 +148,8 @@ def transfer(
     *,
     subnet_id: int,
     to: str,
-    amount: str | None = None,
-    shares: int | None = None,
-    all: bool = False,
     node_id: int | None = None,
+    how_much: HowMuch | None = None,
     options: ActOptions | None = None,
 ) -> None:
     """Give shares of a pool to another account.
@@ -149,12 +157,9 @@ def transfer(
     Args:
         subnet_id: Friendly or real id.
         to: Address of the receiver.
-        amount: How much at the present price.
-        shares: How many shares instead.
-        all: All shares.
         node_id: The pool of this node instead of the subnet's.
     """
-    chosen, target = _choice(amount, shares, everything=all), receiver(to)
+    chosen, target = _chosen(how_much), receiver(to)
 
     async def plan(chain: SubstrateChain, signer: AccountKey) -> Plan:
         if target == signer.account_id:
@@ -207,22 +212,12 @@ def withdraw(*, amount: str | None = None, all: bool = False, options: ActOption
     act(options, plan)
 
 
-def show(
-    *,
-    address: str | None = None,
-    json: bool = False,
-    coldkey: ColdkeyOptions | None = None,
-    chain: ChainOptions | None = None,
-) -> None:
-    """List the shares of an account, and its swaps that wait.
-
-    Args:
-        address: Whose; default is the coldkey's.
-        json: Print one JSON object.
-    """
-    account = account_meant(address, coldkey)
-    has = read_chain(chain, lambda client: portfolio(client, account))
-    if json:
+def show(*, whose: Whose | None = None) -> None:
+    """List the shares of an account, and its swaps that wait."""
+    seen = whose or Whose()
+    account = seen.account()
+    has = read_chain(seen.chain, lambda client: portfolio(client, account))
+    if seen.json:
         said = {
             "block": has.block.number,
             "delegations": [
@@ -295,18 +290,18 @@ def _named(pool: PoolKey) -> str:
     return f"subnet {pool}" if isinstance(pool, int) else f"node {pool.node_id} of subnet {pool.subnet_id}"
 
 
-def _choice(amount: str | None, shares: int | None, *, everything: bool) -> tuple[int | None, int | None]:
-    """(planck, shares), both None for everything. Raises ConfigError unless exactly one is chosen."""
-    if (amount is not None) + (shares is not None) + everything != 1:
+def _chosen(how_much: HowMuch | None) -> HowMuch:
+    """What was said. Raises ConfigError unless exactly one way of saying it was used, and for what is no amount."""
+    said = how_much or HowMuch()
+    if (said.amount is not None) + (said.shares is not None) + said.all != 1:
         raise ConfigError("say how much: one of --amount AMOUNT, --shares N or --all")
-    return (planck(amount, name="amount") if amount is not None else None), shares
+    said.amount_planck()
+    return said
 
 
-async def _shares(
-    chain: Chain, account: bytes, pool: PoolKey, chosen: tuple[int | None, int | None]
-) -> tuple[int, str]:
+async def _shares(chain: Chain, account: bytes, pool: PoolKey, chosen: HowMuch) -> tuple[int, str]:
     """How many shares were meant and what they are worth, for people. Raises CallRefused for more than there are."""
-    amount_planck, shares = chosen
+    amount_planck = chosen.amount_planck()
     at = (await chain.head()).hash
     price, held = await pool_of(chain, pool, at=at), await shares_in(chain, account, pool, at=at)
     count = held
@@ -316,8 +311,8 @@ async def _shares(
                 f"the shares of {_named(pool)} are worth {tensor_text(price.worth(held))} now: choose less, or --all"
             )
         count = min(price.shares_for(amount_planck), held)
-    elif shares is not None:
-        count = shares
+    elif chosen.shares is not None:
+        count = chosen.shares
     if held == 0:
         raise CallRefused(f"the account has no shares of {_named(pool)}: see `mesh delegate list`")
     if not 0 < count <= held:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mesh.chain import calls
 from mesh.chain.portfolio import hotkeys_of
 from mesh.cli.acting import ActOptions, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, read_chain
+from mesh.cli.common import Whose, read_chain
 from mesh.errors import CallRefused
 from mesh.identity import AccountKey, checksum_address, parse_address
 from mesh.rpc.frame import printable
@@ -81,27 +81,17 @@ def remove(*, options: ActOptions | None = None) -> None:
     act(options, plan)
 
 
-def show(
-    *,
-    address: str | None = None,
-    json: bool = False,
-    coldkey: ColdkeyOptions | None = None,
-    chain: ChainOptions | None = None,
-) -> None:
-    """Show who a coldkey says it is. Nobody checks it.
-
-    Args:
-        address: Whose; default is the coldkey's.
-        json: Print one JSON object.
-    """
-    account = account_meant(address, coldkey)
-    stored = read_chain(chain, lambda client: client.storage("Network", "ColdkeyIdentity", account))
+def show(*, whose: Whose | None = None) -> None:
+    """Show who a coldkey says it is. Nobody checks it."""
+    seen = whose or Whose()
+    account = seen.account()
+    stored = read_chain(seen.chain, lambda client: client.storage("Network", "ColdkeyIdentity", account))
     texts = {
         name: printable(value.decode(errors="replace"), 1024)
         for name, value in (stored.items() if isinstance(stored, Mapping) else ())
         if isinstance(value, bytes) and value not in (b"", calls.NOTHING.encode())
     }
-    if json:
+    if seen.json:
         print(jsonlib.dumps({"address": checksum_address(account), **texts}))
         return
     print(checksum_address(account))

@@ -11,7 +11,7 @@ from mesh.chain.checks import require_at_most, tensor_text
 from mesh.chain.portfolio import portfolio, stake_of, stakes_of, unbondings_of
 from mesh.chain.types import FIRST_SUBNET_ID
 from mesh.cli.acting import ActOptions, Outcome, Plan, Step, act
-from mesh.cli.common import ChainOptions, ColdkeyOptions, account_meant, amount_or_all, planck, read_chain
+from mesh.cli.common import Whose, amount_or_all, planck, read_chain
 from mesh.cli.tables import table
 from mesh.errors import CallRefused
 from mesh.identity import AccountKey, checksum_address, parse_address
@@ -96,17 +96,12 @@ def claim(*, options: ActOptions | None = None) -> None:
     act(options, plan)
 
 
-def show(*, address: str | None = None, json: bool = False, coldkey: ColdkeyOptions | None = None,
-         chain: ChainOptions | None = None) -> None:  # fmt: skip
-    """List the stakes of a coldkey and what cools down.
-
-    Args:
-        address: Whose; default is the coldkey's.
-        json: Print one JSON object.
-    """
-    account = account_meant(address, coldkey)
-    has = read_chain(chain, lambda client: portfolio(client, account))
-    if json:
+def show(*, whose: Whose | None = None) -> None:
+    """List the stakes of a coldkey and what cools down."""
+    seen = whose or Whose()
+    account = seen.account()
+    has = read_chain(seen.chain, lambda client: portfolio(client, account))
+    if seen.json:
         said = {
             "block": has.block.number,
             "stakes": [
