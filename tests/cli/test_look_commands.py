@@ -436,15 +436,19 @@ def test_what_cannot_be_replayed_is_said(look: Run, live: Live, tmp_path: Path) 
 # --- watching -------------------------------------------------------------------------------------------------------
 
 
+OWN_SOCKETS = 2
+"""Of the client beside the chain: one for questions, one for heads."""
+
+
 @contextmanager
 def blocks_come(live: Live) -> Iterator[None]:
     """Blocks while somebody watches, all in the epoch that runs: there are few, and none is made before a watcher is
     connected, however long that takes it."""
-    end, others = threading.Event(), len(live.dev.listeners)
+    end = threading.Event()
 
     def make() -> None:
         while not end.wait(0.1) and live.dev.best.number < live.slot + (NOW + 1) * LENGTH - 1:
-            if len(live.dev.listeners) > others:
+            if len(live.dev.listeners) > OWN_SOCKETS:
                 trio.from_thread.run_sync(live.dev.new_block, trio_token=live.token)
 
     thread = threading.Thread(target=make)
