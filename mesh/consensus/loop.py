@@ -35,6 +35,7 @@ from mesh.consensus.publishing import Publisher, validator_peers
 from mesh.consensus.round import Decision, Judgement, inventory_rule, refusal_rule
 from mesh.consensus.rounds import Parts, Rounds
 from mesh.consensus.service import ConsensusServicer
+from mesh.consensus.storing import timeless_validator
 from mesh.consensus.telling import Teller
 from mesh.content import Content
 from mesh.dht import DHT
@@ -81,12 +82,13 @@ class ConsensusLoop:
             dht=dht,
             content=content,
             subnet=subnet,
-            subnet_config=subnet_config,
             identity=identity,
             hotkey=hotkey,
             files=state_dir / "consensus",
             config=self.config,
-            verify=verify,
+            validator=timeless_validator(
+                subnet.rules(subnet_config), subnet_id=subnet_id, genesis=chain.genesis, verify=verify
+            ),
         )
         self._rounds = Rounds(parts)
         self._gatherer = Gatherer(parts, self._rounds)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from mesh.chain.client import Chain
 from mesh.chain.epochs import Epochs
@@ -17,46 +17,37 @@ from mesh.consensus.config import ConsensusConfig
 from mesh.consensus.context import RoundContext
 from mesh.consensus.inventories import InventoryBook
 from mesh.consensus.judging import Judgement
-from mesh.consensus.storing import timeless_validator
 from mesh.content import Content
 from mesh.dht import DHT
 from mesh.identity import AccountKey, PeerKey
-from mesh.kad.record import Record, Verify
+from mesh.kad.record import Record
+from mesh.kad.validator import RecordValidator
 from mesh.peer import PeerID
 from mesh.subnet import Evidence, Settlement, Subnet
 
-log = logging.getLogger("mesh.consensus.loop")
+log = logging.getLogger(__name__)
 
 MAX_SAID: Final = 256
 """Different lines logged about one epoch: peers decide what some of them say."""
 _LIVE_ROUNDS: Final = 4
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
     """What the loop works with: chain, network and subnet of this node, and where it writes things down."""
 
-    def __init__(
-        self,
-        *,
-        chain: Chain,
-        subnet_id: int,
-        epochs: Epochs,
-        dht: DHT,
-        content: Content,
-        subnet: Subnet,
-        subnet_config: Any,
-        identity: PeerKey,
-        hotkey: AccountKey | None,
-        files: Path,
-        config: ConsensusConfig,
-        verify: Verify,
-    ) -> None:
-        self.chain, self.subnet_id, self.epochs = chain, subnet_id, epochs
-        self.dht, self.content = dht, content
-        self.subnet = subnet
-        self.identity, self.hotkey = identity, hotkey
-        self.files, self.config = files, config
-        self.validator = timeless_validator(subnet.rules(subnet_config), subnet_id=subnet_id, genesis=chain.genesis)
+    chain: Chain
+    subnet_id: int
+    epochs: Epochs
+    dht: DHT
+    content: Content
+    subnet: Subnet
+    identity: PeerKey
+    hotkey: AccountKey | None
+    files: Path
+    config: ConsensusConfig
+    validator: RecordValidator
+    """Judges records by the subnet's rules at any time (`timeless_validator`)."""
 
     @property
     def us(self) -> PeerID:
