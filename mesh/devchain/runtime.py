@@ -272,7 +272,7 @@ class BlockBuilder:
         try:
             outcome = self._apply(ext)
             self.state.commit()
-        except Exception as error:
+        except Exception as error:  # said above: it is refused, and the others go on
             del self._events[mark:]
             if isinstance(error, xt.Refused):
                 raise
@@ -366,7 +366,7 @@ class BlockBuilder:
             error: Any = {"Module": {"index": owner.index, "error": bytes([index, 0, 0, 0])}}
         except DispatchOther as failure:
             error = failure.error
-        except Exception:
+        except Exception:  # a call that raises fails alone: it must not keep the block from being made
             log.exception("call %s.%s raised; it fails with Other", pallet_name, call_name)
             error = "Other"
         else:

@@ -246,7 +246,7 @@ class Connection:
             reply["error"] = {"code": INVALID_PARAMS, "message": f"Invalid params: {error}"}
         except ChainError as error:
             reply["error"] = {"code": INTERNAL_ERROR, "message": f"Internal error: {error}"}
-        except Exception:
+        except Exception:  # one request that the chain cannot bear must not end the connection of the others
             log.exception("request %s failed", reply["id"])
             reply["error"] = {"code": INTERNAL_ERROR, "message": "Internal error: the chain's log says more"}
         return reply
@@ -750,7 +750,7 @@ async def serve(chain: DevChain, listeners: list[trio.SocketListener]) -> None:
         connections += 1
         try:
             await _serve_stream(chain, stream)
-        except Exception:
+        except Exception:  # one connection's error must not end the server
             log.warning("a connection ended by an error", exc_info=True)
         finally:
             connections -= 1
